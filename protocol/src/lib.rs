@@ -1,0 +1,6 @@
+//! What is true and what is said: the pure rules of reconciliation, versions, messages and codec.
+//!
+//! No I/O, no clock, no randomness, no threads: time and entropy are handed in.
+
+pub mod path;
+pub mod time;
