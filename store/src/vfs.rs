@@ -174,7 +174,14 @@ pub trait Vfs: Send + Sync + 'static {
     /// Creates a symbolic link.
     fn create_symlink(&self, dir: &Self::Dir, name: &[u8], target: &[u8]) -> io::Result<()>;
     /// Renames within the file system.
-    fn rename(&self, from_dir: &Self::Dir, from: &[u8], to_dir: &Self::Dir, to: &[u8], mode: RenameMode) -> io::Result<()>;
+    fn rename(
+        &self,
+        from_dir: &Self::Dir,
+        from: &[u8],
+        to_dir: &Self::Dir,
+        to: &[u8],
+        mode: RenameMode,
+    ) -> io::Result<()>;
     /// Unlinks a name that is not a directory. Only for pleach's own names below `.pleach`.
     fn remove_file(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
     /// Removes an empty directory (ENOTEMPTY else).
