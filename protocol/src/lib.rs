@@ -2,5 +2,9 @@
 //!
 //! No I/O, no clock, no randomness, no threads: time and entropy are handed in.
 
+pub mod entry;
+pub mod mint;
 pub mod path;
 pub mod time;
+pub mod version;
+pub mod view;

@@ -1,0 +1,268 @@
+//! What the nodes know of one path: three registers, each a set of siblings (DESIGN.md §2).
+//!
+//! An [`Entry`] travels, merges and is stored whole. [`Entry::merge`] decides nothing and mints no
+//! dot; what a tree shows is [`crate::view`]'s answer, and [`crate::mint`] writes changes into it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Time;
+use crate::version::{Dot, VersionVector};
+
+/// The newest losers that a path lists. Source: CONTRACT.md, promise 1.
+pub const LOSERS_MAX: usize = 64;
+/// The longest symbolic link target. Source: `PATH_MAX`.
+pub const SYMLINK_BYTES_MAX: usize = 4096;
+
+/// A BLAKE3 hash of a file's content.
+#[derive(Clone, Copy, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Hash(pub [u8; 32]);
+
+impl Hash {
+    /// Hexadecimal, as `b3sum` prints it.
+    #[must_use]
+    pub fn to_hex(self) -> String {
+        use std::fmt::Write as _;
+        self.0.iter().fold(String::with_capacity(64), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("writing to a string does not fail");
+            hex
+        })
+    }
+}
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_hex()[..12])
+    }
+}
+
+/// What orders siblings, fixed when minted: nanoseconds since the epoch on the writer's clock,
+/// raised above everything it supersedes.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Rank(pub i64);
+
+impl Rank {
+    /// The highest rank that is taken from a peer; leaves room to rise above it.
+    pub const MAX: Self = Self(i64::MAX / 2);
+
+    /// The next rank.
+    #[must_use]
+    pub const fn above(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+/// What is at a path. The order of variants and fields is part of the formats: it breaks ties
+/// between equal ranks.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub enum Value {
+    /// A regular file.
+    File {
+        /// Length in bytes.
+        size: u64,
+        /// Content.
+        hash: Hash,
+    },
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, any bytes.
+        target: Vec<u8>,
+    },
+    /// A FIFO, socket or device: the place is kept, no version mints one yet.
+    Special {
+        /// `S_IFMT` bits of its mode.
+        kind: u32,
+        /// Device number.
+        device: u64,
+    },
+}
+
+/// The kind of a value: what a mode belongs to.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub enum ValueKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+    /// A FIFO, socket or device.
+    Special,
+}
+
+impl Value {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> ValueKind {
+        match self {
+            Self::File { .. } => ValueKind::File,
+            Self::Dir => ValueKind::Dir,
+            Self::Symlink { .. } => ValueKind::Symlink,
+            Self::Special { .. } => ValueKind::Special,
+        }
+    }
+}
+
+/// A content register's value: something, or the fact that it was deleted.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub enum Content {
+    /// Deleted.
+    Absent {
+        /// What the deletion took away.
+        was: Option<Value>,
+    },
+    /// There.
+    Present(Value),
+}
+
+impl Content {
+    /// The value, none where absent.
+    #[must_use]
+    pub const fn value(&self) -> Option<&Value> {
+        match self {
+            Self::Absent { .. } => None,
+            Self::Present(value) => Some(value),
+        }
+    }
+}
+
+/// One value of the content register.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
+pub struct ContentSibling {
+    /// Orders it among siblings.
+    pub rank: Rank,
+    /// Minted at a pairing, so without knowing any history.
+    pub paired: bool,
+    /// The dot of the file's creation, kept by edits: which file a mode belongs to.
+    pub file: Dot,
+    /// The value.
+    pub content: Content,
+}
+
+/// One value of the times register.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
+pub struct TimesSibling {
+    /// Orders it among siblings.
+    pub rank: Rank,
+    /// The content that it dates; any directory's is [`Value::Dir`].
+    pub of: Value,
+    /// The content time.
+    pub mtime: Time,
+}
+
+/// An owner or a group.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Principal {
+    /// By number.
+    pub id: u32,
+    /// By name; the place is kept, no version fills it yet.
+    pub name: Option<Vec<u8>>,
+}
+
+/// Mode and owner.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Access {
+    /// Permission bits, 07777; 0777 for symbolic links.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: Principal,
+    /// Group.
+    pub group: Principal,
+    /// Extended attributes and ACLs by digest; the place is kept, no version fills it yet.
+    pub attributes: Option<Hash>,
+}
+
+/// One value of the access register.
+#[derive(Clone, Debug, Eq, Hash, PartialEq, Serialize, Deserialize)]
+pub struct AccessSibling {
+    /// Orders it among siblings.
+    pub rank: Rank,
+    /// What kind of thing it was set on.
+    pub of: ValueKind,
+    /// The creation dot of the file that it was set on.
+    pub file: Dot,
+    /// The value.
+    pub access: Access,
+}
+
+/// A version that lost a conflict, listed until somebody resolves it.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
+pub struct Loser {
+    /// What it was ordered by; also its time for people.
+    pub rank: Rank,
+    /// Its dot: the conflict's `version`.
+    pub dot: Dot,
+    /// What it was.
+    pub value: Value,
+}
+
+/// All that is known of one path.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// All writes that it has seen.
+    pub context: VersionVector,
+    /// What is there.
+    pub content: BTreeMap<Dot, ContentSibling>,
+    /// When it was changed.
+    pub times: BTreeMap<Dot, TimesSibling>,
+    /// Who may use it.
+    pub access: BTreeMap<Dot, AccessSibling>,
+    /// Versions that changes dropped unseen, under the dot that dropped them.
+    pub losers: BTreeMap<Dot, Vec<Loser>>,
+}
+
+impl Entry {
+    /// Joins two states of one path. Commutative, associative and idempotent: a sibling stays when
+    /// both have it, or when one has it and the other's context lacks it.
+    #[must_use]
+    pub fn merge(&self, other: &Self) -> Self {
+        let (a, b) = (&self.context, &other.context);
+        let mut context = a.clone();
+        context.join(b);
+        Self {
+            content: merge_register(&self.content, a, &other.content, b),
+            times: merge_register(&self.times, a, &other.times, b),
+            access: merge_register(&self.access, a, &other.access, b),
+            losers: merge_register(&self.losers, a, &other.losers, b),
+            context,
+        }
+    }
+
+    /// Whether the registers are equal, whatever the contexts.
+    #[must_use]
+    pub fn same_registers(&self, other: &Self) -> bool {
+        self.content == other.content
+            && self.times == other.times
+            && self.access == other.access
+            && self.losers == other.losers
+    }
+
+    /// The greatest rank of the siblings in any register that `context` includes.
+    #[must_use]
+    pub fn greatest_rank_in(&self, context: &VersionVector) -> Rank {
+        let content = self.content.iter().map(|(dot, s)| (dot, s.rank));
+        let times = self.times.iter().map(|(dot, s)| (dot, s.rank));
+        let access = self.access.iter().map(|(dot, s)| (dot, s.rank));
+        content
+            .chain(times)
+            .chain(access)
+            .filter(|(dot, _)| context.contains(**dot))
+            .map(|(_, rank)| rank)
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+fn merge_register<T: Clone>(
+    a: &BTreeMap<Dot, T>,
+    a_context: &VersionVector,
+    b: &BTreeMap<Dot, T>,
+    b_context: &VersionVector,
+) -> BTreeMap<Dot, T> {
+    let from_a = a.iter().filter(|(dot, _)| b.contains_key(dot) || !b_context.contains(**dot));
+    let from_b = b.iter().filter(|(dot, _)| a.contains_key(dot) || !a_context.contains(**dot));
+    from_a.chain(from_b).map(|(dot, sibling)| (*dot, sibling.clone())).collect()
+}
