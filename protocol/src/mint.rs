@@ -126,7 +126,9 @@ pub fn mint(
     let rank = rank.max(entry.greatest_rank_in(&shown.context).above());
     let before = shown.state.as_ref();
     let value = disk.map(|d| &d.value);
-    let becomes_real = value == Some(&Value::Dir) && view::own(&entry) != Some(&Value::Dir);
+    // A chmod makes a derived directory real; a time that moved with its children does not.
+    let chmod = disk.is_some_and(|d| before.is_none_or(|b| b.access != d.access));
+    let becomes_real = chmod && value == Some(&Value::Dir) && view::own(&entry) != Some(&Value::Dir);
     let content_changed = value != before.map(|b| &b.value) || becomes_real;
     if content_changed {
         mint_content(&mut entry, shown, value, ContentStamp { dot, rank, paired });

@@ -13,7 +13,7 @@ use crate::version::Dot;
 pub struct State {
     /// The value.
     pub value: Value,
-    /// Content time; none for a derived directory, whose time nobody manages.
+    /// Content time; none for a derived directory that never had one.
     pub mtime: Option<Time>,
     /// Mode and owner; none where no register says (the disk keeps what it has).
     pub access: Option<Access>,
@@ -66,7 +66,8 @@ pub fn is_derived(entry: Option<&Entry>, around: &Surroundings) -> bool {
 pub fn view(entry: Option<&Entry>, around: &Surroundings) -> Option<State> {
     if is_derived(entry, around) {
         let own_access = entry.and_then(|e| shown_access(e, &Value::Dir));
-        return Some(State { value: Value::Dir, mtime: None, access: own_access.or_else(|| around.ancestor.clone()) });
+        let mtime = entry.and_then(|e| dated(e, &Value::Dir));
+        return Some(State { value: Value::Dir, mtime, access: own_access.or_else(|| around.ancestor.clone()) });
     }
     let entry = entry?;
     let value = own(entry)?.clone();
@@ -77,14 +78,16 @@ pub fn view(entry: Option<&Entry>, around: &Surroundings) -> Option<State> {
 
 /// The time of the shown content. Where no register dates it, its rank does: the same everywhere.
 fn shown_mtime(entry: &Entry, value: &Value) -> Time {
-    let dated = entry.times.iter().filter(|(_, t)| t.of == *value).max_by_key(|(dot, t)| (t.rank, t.mtime, **dot));
-    dated.map_or_else(
-        || {
-            let ranks = entry.content.values().filter(|s| s.content.value() == Some(value)).map(|s| s.rank);
-            Time::from_nanos(ranks.max().unwrap_or_default().0)
-        },
-        |(_, t)| t.mtime,
-    )
+    dated(entry, value).unwrap_or_else(|| {
+        let ranks = entry.content.values().filter(|s| s.content.value() == Some(value)).map(|s| s.rank);
+        Time::from_nanos(ranks.max().unwrap_or_default().0)
+    })
+}
+
+/// The greatest time that a register gives this content.
+fn dated(entry: &Entry, value: &Value) -> Option<Time> {
+    let of_it = entry.times.iter().filter(|(_, t)| t.of == *value);
+    of_it.max_by_key(|(dot, t)| (t.rank, t.mtime, **dot)).map(|(_, t)| t.mtime)
 }
 
 /// The access of the shown file (of any sibling equal to it), else the greatest of its kind.

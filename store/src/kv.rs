@@ -85,4 +85,12 @@ pub trait Kv: Send {
     /// # Errors
     /// The engine's; the store is poisoned then.
     fn flush(&mut self) -> Result<(), KvError>;
+
+    /// Re-opens a store that has grown in memory; nothing above it notices. `idle`: nobody waits.
+    ///
+    /// # Errors
+    /// The engine's; the store is poisoned then.
+    fn reopen_if_grown(&mut self, _idle: bool) -> Result<bool, KvError> {
+        Ok(false)
+    }
 }

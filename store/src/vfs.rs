@@ -10,6 +10,8 @@ use std::io;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 
+#[doc(hidden)]
+pub mod contract;
 pub mod model;
 #[allow(unsafe_code, reason = "F_SETLEASE and what rustix lacks")]
 pub(crate) mod sys;

@@ -1,1 +1,109 @@
-//! Helpers that the integration tests share.
+//! What the integration tests share: two trees that talk to each other by plain calls.
+
+pub mod model;
+
+use std::collections::BTreeMap;
+
+use pleach_protocol::version::NodeId;
+use pleach_store::kv::Kv;
+use pleach_store::tree::{Tree, TreeError, Want};
+use pleach_store::vfs::Vfs;
+
+/// How far one side has read the other's journal in this conversation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    position: u64,
+}
+
+/// One direction after the other: everything that `from` has is merged by `to`, and `to` fetches
+/// what it needs. Returns whether anything moved.
+///
+/// # Errors
+/// Either tree's.
+pub fn pull<V: Vfs, K: Kv>(
+    from: &mut Tree<V, K>,
+    from_id: NodeId,
+    to: &mut Tree<V, K>,
+    to_id: NodeId,
+    heard: &mut Heard,
+) -> Result<bool, TreeError> {
+    let from_incarnation = from.index().meta().incarnation;
+    let to_incarnation = to.index().meta().incarnation;
+    if heard.position == 0
+        && let Some((incarnation, merged)) = to.cursor(from_id)?
+        && incarnation == from_incarnation
+    {
+        heard.position = merged;
+    }
+    let mut moved = false;
+    while heard.position < from.head() {
+        let (rows, names, upto) = from.read_rows(heard.position, 48 * 1024, (to_id, to_incarnation))?;
+        moved |= !rows.is_empty();
+        to.merge((from_id, from_incarnation), rows, names, upto)?;
+        to.commit()?;
+        heard.position = upto;
+    }
+    moved |= fetch(from, to)?;
+    Ok(moved)
+}
+
+/// Applies what is merged, fetching content from `from`.
+///
+/// # Errors
+/// Either tree's.
+pub fn fetch<V: Vfs, K: Kv>(from: &Tree<V, K>, to: &mut Tree<V, K>) -> Result<bool, TreeError> {
+    let mut moved = false;
+    loop {
+        let wants: Vec<Want> = to.apply()?;
+        to.commit()?;
+        if wants.is_empty() {
+            return Ok(moved);
+        }
+        moved = true;
+        for want in wants {
+            let mut offset = 0;
+            loop {
+                match from.read_content(&want.path, want.hash, offset, 64 * 1024) {
+                    Ok(bytes) => {
+                        let last = offset + bytes.len() as u64 >= want.size || bytes.is_empty();
+                        to.receive(want.id, offset, &bytes, last)?;
+                        offset += bytes.len() as u64;
+                        if last {
+                            break;
+                        }
+                    }
+                    Err(error) => {
+                        to.missing(want.id, &error.to_string())?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two trees until neither has anything to tell, look at or apply; at most `rounds` rounds.
+/// Returns whether they came to rest.
+///
+/// # Errors
+/// Either tree's.
+pub fn settle<V: Vfs, K: Kv>(
+    a: (&mut Tree<V, K>, NodeId),
+    b: (&mut Tree<V, K>, NodeId),
+    heard: &mut BTreeMap<NodeId, Heard>,
+    rounds: usize,
+) -> Result<bool, TreeError> {
+    for _ in 0..rounds {
+        for tree in [&mut *a.0, &mut *b.0] {
+            tree.catch_up()?;
+            tree.check_late_writers()?;
+            tree.commit()?;
+        }
+        let mut moved = pull(a.0, a.1, b.0, b.1, heard.entry(a.1).or_default())?;
+        moved |= pull(b.0, b.1, a.0, a.1, heard.entry(b.1).or_default())?;
+        if !moved && a.0.is_quiet() && b.0.is_quiet() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

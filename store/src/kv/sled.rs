@@ -1,1 +1,233 @@
-//! To be written.
+//! The store on disk: sled, used as was measured to be safe and small. The only module that names it.
+//!
+//! A directory holds `db` (sled's), `ready` (our marker that `db` was made whole) and `lock`.
+//! sled does not sync its first files: a cut in the first seconds left a store that does not open.
+//! So they are synced here before the marker is written, and a `db` without marker is made anew.
+//! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Batch, Kv, KvError, Row};
+
+/// Part of the stored format: changing it needs a new store version.
+const LEAF_FANOUT: usize = 64;
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes written since opening at which the store is re-opened when nobody waits, and in any case.
+const GROWN_BYTES_IDLE: u64 = 48 * 1024 * 1024;
+const GROWN_BYTES_MAX: u64 = 96 * 1024 * 1024;
+/// What a row costs beside its bytes: a rewritten leaf holds its neighbours too.
+const ROW_OVERHEAD_BYTES: u64 = 512;
+
+type Db = sled::Db<LEAF_FANOUT>;
+
+/// A sled store. One owner.
+pub struct SledKv {
+    dir: PathBuf,
+    db: Option<Db>,
+    written_bytes: u64,
+    _lock: File,
+}
+
+impl std::fmt::Debug for SledKv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SledKv").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl SledKv {
+    /// Opens the store in `dir`, making it where there is none.
+    ///
+    /// # Errors
+    /// [`KvError::Broken`] where it does not open (see [`move_aside`]), [`KvError::Io`] where the
+    /// directory cannot be used or another process holds it.
+    pub fn open(dir: &Path) -> Result<Self, KvError> {
+        let io = |what| move |source| KvError::Io { what, source };
+        fs::create_dir_all(dir).map_err(io("make its directory"))?;
+        let lock = lock(dir).map_err(io("take its lock"))?;
+        let (db_dir, ready) = (dir.join("db"), dir.join("ready"));
+        if !ready.exists() {
+            if db_dir.exists() {
+                fs::remove_dir_all(&db_dir).map_err(io("remove a half-made store"))?;
+            }
+            drop(open_db(&db_dir)?);
+            sync_tree(&db_dir).map_err(io("make a new store durable"))?;
+            sync_path(dir).map_err(io("make a new store durable"))?;
+            fs::write(&ready, b"pleach store\n").map_err(io("mark a new store as ready"))?;
+            sync_path(&ready).and_then(|()| sync_path(dir)).map_err(io("mark a new store as ready"))?;
+        }
+        let db = open_db(&db_dir)?;
+        Ok(Self { dir: dir.to_path_buf(), db: Some(db), written_bytes: 0, _lock: lock })
+    }
+
+    fn db(&self) -> Result<&Db, KvError> {
+        self.db.as_ref().ok_or(KvError::Poisoned)
+    }
+
+    fn poison(&mut self, what: &'static str, source: io::Error) -> KvError {
+        self.db = None;
+        KvError::Io { what, source }
+    }
+}
+
+/// Moves a broken store out of the way, so that a new one can be made; returns where it lies now.
+///
+/// # Errors
+/// What renaming says.
+pub fn move_aside(dir: &Path) -> io::Result<PathBuf> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let free = (0..u32::MAX).map(|n| dir.join(format!("broken-{now}-{n}"))).find(|p| !p.exists());
+    let aside = free.ok_or_else(|| io::Error::other("no free name"))?;
+    fs::rename(dir.join("db"), &aside)?;
+    match fs::remove_file(dir.join("ready")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    sync_path(dir)?;
+    Ok(aside)
+}
+
+fn lock(dir: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    Ok(file)
+}
+
+fn sync_path(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { sync_tree(&entry.path())? } else { sync_path(&entry.path())? }
+    }
+    sync_path(dir)
+}
+
+fn open_db(dir: &Path) -> Result<Db, KvError> {
+    let broken = |reason: String| KvError::Broken { path: dir.display().to_string(), reason };
+    let config =
+        sled::Config::new().path(dir).cache_capacity_bytes(CACHE_BYTES).flush_every_ms(None).zstd_compression_level(1);
+    // An alpha may panic over a damaged file; that is a broken store, not a broken agent.
+    match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_FANOUT>())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error)) => Err(broken(error.to_string())),
+        Err(_) => Err(broken("its engine panicked".into())),
+    }
+}
+
+impl Kv for SledKv {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        let found = self.db()?.get(key).map_err(|source| KvError::Io { what: "read a row", source })?;
+        Ok(found.map(|value| value.to_vec()))
+    }
+
+    fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, KvError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        if end.is_some_and(|end| end <= start) {
+            return Ok(Vec::new());
+        }
+        let db = self.db()?;
+        let end = end.map_or(Unbounded, |end| Excluded(end.to_vec()));
+        db.range((Included(start.to_vec()), end))
+            .take(limit)
+            .map(|row| match row {
+                Ok((key, value)) => Ok((key.to_vec(), value.to_vec())),
+                Err(source) => Err(KvError::Io { what: "read rows", source }),
+            })
+            .collect()
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<(), KvError> {
+        let mut rows = sled::Batch::default();
+        let mut bytes = 0;
+        for (key, value) in batch.rows {
+            bytes += (key.len() + value.as_ref().map_or(0, Vec::len)) as u64 + ROW_OVERHEAD_BYTES;
+            match value {
+                Some(value) => rows.insert(key, value),
+                None => rows.remove(key),
+            }
+        }
+        self.db()?.apply_batch(rows).map_err(|source| self.poison("write a batch", source))?;
+        self.written_bytes += bytes;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), KvError> {
+        self.db()?.flush().map_err(|source| self.poison("make batches durable", source))?;
+        Ok(())
+    }
+
+    fn reopen_if_grown(&mut self, idle: bool) -> Result<bool, KvError> {
+        let limit = if idle { GROWN_BYTES_IDLE } else { GROWN_BYTES_MAX };
+        if self.written_bytes < limit {
+            return Ok(false);
+        }
+        self.flush()?;
+        self.db = None;
+        self.db = Some(open_db(&self.dir.join("db"))?);
+        self.written_bytes = 0;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(kv: &mut SledKv, key: &str, value: &[u8]) {
+        let mut batch = Batch::default();
+        batch.put(key.as_bytes().to_vec(), value.to_vec());
+        kv.commit(batch).unwrap();
+        kv.flush().unwrap();
+    }
+
+    #[test]
+    fn a_store_without_marker_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_some());
+        fs::remove_file(dir.path().join("ready")).unwrap();
+        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_broken_store_is_moved_aside_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+        for entry in fs::read_dir(dir.path().join("db")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                fs::write(&path, b"garbage that is no store").unwrap();
+            }
+        }
+        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
+        let aside = move_aside(dir.path()).unwrap();
+        assert!(aside.is_dir());
+        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
+    }
+
+    #[test]
+    fn two_owners_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = SledKv::open(dir.path()).unwrap();
+        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Io { what: "take its lock", .. })));
+    }
+
+    #[test]
+    fn reopening_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        for n in 0..100 {
+            put(&mut kv, &format!("{n:03}"), &[7; 100]);
+        }
+        kv.written_bytes = GROWN_BYTES_MAX;
+        assert!(kv.reopen_if_grown(false).unwrap());
+        assert_eq!(kv.range(b"", None, 1000).unwrap().len(), 100);
+        assert_eq!(kv.range(b"010", Some(b"020"), 5).unwrap().len(), 5);
+    }
+}

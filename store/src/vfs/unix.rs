@@ -1,1 +1,1020 @@
-//! To be written.
+//! The real [`Vfs`]: openat2, statx and renameat2 below a root directory.
+//!
+//! Every method is one system call or a short fixed sequence on descriptors; nothing here retries
+//! on a busy file, falls back from an unsupported rename or knows what a file is for.
+//! Needs Linux 5.8 (mount ids in statx); openat2 may be missing (containers that forbid it).
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pleach_protocol::path::{PRIVATE_NAME, PathError, TreePath, check_name};
+use pleach_protocol::time::Time;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
+    StatxTimestamp,
+};
+use rustix::io::Errno;
+
+use self::attributes::CheckedAttributes;
+use super::{Kind, Meta, Name, RenameMode, RootIdentity, SetAttributes, Vfs, Writers, sys};
+
+mod attributes;
+
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never used again, unlike the plain one,
+/// which umount and mount usually give back. Older kernels ignore the bit.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+/// What every statx here asks for; the content and change times together arm fine-grained stamps.
+const WANTED: StatxFlags =
+    StatxFlags::BASIC_STATS.union(StatxFlags::BTIME).union(StatxFlags::MNT_ID).union(MNT_ID_UNIQUE);
+/// Directory handles can be listed and synced.
+const DIR_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Directories on the way need no permission to read.
+const STEP_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Files are opened without waiting for FIFOs, leases and terminals.
+const FILE_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_XDEV)
+    .union(ResolveFlags::NO_MAGICLINKS);
+/// The longest path that one call takes. Source: `PATH_MAX` (limits.h) less its NUL.
+const CALL_PATH_BYTES_MAX: usize = 4095;
+/// A directory listing is read in pieces of this size.
+const LIST_BYTES: usize = 32 * 1024;
+/// How much of `.pleach/root` is read; a longer one is cut and so equals no real one.
+const MARKER_BYTES_MAX: usize = 4096;
+/// How often the stamp probe writes.
+const STAMP_PROBES: usize = 100;
+
+/// The real file system below one root.
+#[derive(Debug)]
+pub struct UnixVfs {
+    root: PathBuf,
+    /// Set once openat2 turned out to be missing or forbidden.
+    stepwise: AtomicBool,
+}
+
+/// A directory, open for reading.
+#[derive(Debug)]
+pub struct UnixDir {
+    fd: OwnedFd,
+    /// Mount id; one handle opened beneath another has the same.
+    mount: u64,
+}
+
+/// An open regular file.
+#[derive(Debug)]
+pub struct UnixFile(File);
+
+/// An open file description of its own, whose error state begins where it was opened.
+#[derive(Debug)]
+pub struct UnixSyncHandle(OwnedFd);
+
+impl UnixVfs {
+    /// Stands on the root's real path, which the caller resolved once. Touches nothing yet.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        // A trailing slash would have the kernel follow a link at the last component.
+        Self { root: root.components().collect(), stepwise: AtomicBool::new(false) }
+    }
+
+    fn open_root(&self, flags: OFlags) -> io::Result<UnixDir> {
+        let fd = openat(CWD, self.root.as_path(), flags)?;
+        let mount = mount_of(&statx_fd(fd.as_fd())?)?;
+        Ok(UnixDir { fd, mount })
+    }
+
+    /// Opens a directory beneath another, `path` being non-empty names joined by slashes, or `.`.
+    fn open_beneath(&self, at: &UnixDir, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        if !self.stepwise.load(Ordering::Relaxed) {
+            match open_in_pieces(at.fd.as_fd(), path, flags) {
+                // A seccomp filter says EPERM; so may a file system, but not for the handle itself.
+                Err(Errno::NOSYS | Errno::PERM) if openat2(at.fd.as_fd(), b".", STEP_FLAGS).is_err() => {
+                    self.stepwise.store(true, Ordering::Relaxed);
+                }
+                other => return Ok(other?),
+            }
+        }
+        open_by_steps(at, path, flags)
+    }
+}
+
+fn openat<P: rustix::path::Arg + Copy>(at: BorrowedFd<'_>, path: P, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::io::retry_on_intr(|| rustix::fs::openat(at, path, flags, Mode::empty()))
+}
+
+fn openat2(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::io::retry_on_intr(|| rustix::fs::openat2(at, path, flags, Mode::empty(), BENEATH))
+}
+
+/// openat2 over as many components at a time as one call takes.
+fn open_in_pieces(at: BorrowedFd<'_>, mut path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let mut step: Option<OwnedFd> = None;
+    loop {
+        let from = step.as_ref().map_or(at, |fd| fd.as_fd());
+        if path.len() <= CALL_PATH_BYTES_MAX {
+            return openat2(from, path, flags);
+        }
+        let cut = path[..CALL_PATH_BYTES_MAX].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
+        step = Some(openat2(from, &path[..cut], STEP_FLAGS)?);
+        path = &path[cut + 1..];
+    }
+}
+
+/// The way without openat2: one component at a time, none a link, all on one mount.
+fn open_by_steps(at: &UnixDir, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let mut names = path.split(|b| *b == b'/').peekable();
+    let mut step: Option<OwnedFd> = None;
+    while let Some(name) = names.next() {
+        let from = step.as_ref().map_or(at.fd.as_fd(), |fd| fd.as_fd());
+        let fd = openat(from, name, if names.peek().is_some() { STEP_FLAGS } else { flags })?;
+        if mount_of(&statx_fd(fd.as_fd())?)? != at.mount {
+            return Err(Errno::XDEV.into());
+        }
+        step = Some(fd);
+    }
+    step.ok_or_else(|| Errno::NOENT.into())
+}
+
+fn statx_fd(fd: BorrowedFd<'_>) -> rustix::io::Result<Statx> {
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, WANTED)
+}
+
+fn statx_name(dir: &UnixDir, name: &[u8]) -> rustix::io::Result<Statx> {
+    rustix::fs::statx(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT, WANTED)
+}
+
+fn mount_of(stat: &Statx) -> io::Result<u64> {
+    if stat.stx_mask & (StatxFlags::MNT_ID | MNT_ID_UNIQUE).bits() == 0 {
+        return Err(Errno::NOSYS.into());
+    }
+    Ok(stat.stx_mnt_id)
+}
+
+fn time_of(stamp: &StatxTimestamp) -> Time {
+    Time::new(stamp.tv_sec, stamp.tv_nsec)
+}
+
+fn kind_of(file_type: FileType) -> Option<Kind> {
+    match file_type {
+        FileType::RegularFile => Some(Kind::File),
+        FileType::Directory => Some(Kind::Dir),
+        FileType::Symlink => Some(Kind::Symlink),
+        FileType::Unknown => None,
+        _ => Some(Kind::Special),
+    }
+}
+
+/// The kind in a mode; one that this program does not know is special.
+fn kind_of_mode(stat: &Statx) -> Kind {
+    kind_of(FileType::from_raw_mode(stat.stx_mode.into())).unwrap_or(Kind::Special)
+}
+
+fn meta_of(stat: &Statx, mount_point: bool) -> Meta {
+    let has_btime = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Meta {
+        kind: kind_of_mode(stat),
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        size: stat.stx_size,
+        mtime: time_of(&stat.stx_mtime),
+        ctime: time_of(&stat.stx_ctime),
+        btime: if has_btime { time_of(&stat.stx_btime) } else { Time::default() },
+        inode: stat.stx_ino,
+        links: stat.stx_nlink.into(),
+        mount_point,
+    }
+}
+
+/// Refuses what is not one name: a slash would lead elsewhere, also through links.
+fn checked(name: &[u8]) -> io::Result<&[u8]> {
+    match check_name(name) {
+        Ok(()) => Ok(name),
+        Err(PathError::TooLong) => Err(Errno::NAMETOOLONG.into()),
+        Err(_) => Err(Errno::INVAL.into()),
+    }
+}
+
+/// The name by which the kernel finds an open file again.
+fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// A new open of the same inode, which a duplicate is not: it can be without permission to write.
+fn reopen_for_reading(file: &File) -> rustix::io::Result<OwnedFd> {
+    let path = proc_path(file.as_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    match openat(CWD, path.as_str(), flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => openat(CWD, path.as_str(), flags),
+        other => other,
+    }
+}
+
+fn link_through_proc(file: &File, dir: &UnixDir, name: &[u8]) -> rustix::io::Result<()> {
+    rustix::fs::linkat(CWD, proc_path(file.as_fd()), &dir.fd, name, AtFlags::SYMLINK_FOLLOW)
+}
+
+/// Holds a read lease until it goes out of scope, also when work panics.
+struct Lease<'a>(&'a File);
+
+impl<'a> Lease<'a> {
+    fn take(file: &'a File) -> Result<Self, Writers> {
+        match sys::take_read_lease(file) {
+            Ok(()) => Ok(Self(file)),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Err(Writers::Some),
+            Err(_) => Err(Writers::Unknown),
+        }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        // It can only fail where there is no lease any more, the kernel having taken it back.
+        sys::drop_lease(self.0).ok();
+    }
+}
+
+impl Vfs for UnixVfs {
+    type Dir = UnixDir;
+    type File = UnixFile;
+    type SyncHandle = UnixSyncHandle;
+
+    fn identity(&self) -> io::Result<RootIdentity> {
+        let root = self.open_root(STEP_FLAGS)?;
+        let stat = statx_fd(root.fd.as_fd())?;
+        let marker = match self.open_dir(&root, PRIVATE_NAME).and_then(|private| self.open_file(&private, b"root")) {
+            Ok(file) => Some(read_start(&file.0, MARKER_BYTES_MAX)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(RootIdentity {
+            fsid: rustix::fs::fstatvfs(&root.fd)?.f_fsid,
+            mount: root.mount,
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            marker,
+        })
+    }
+
+    fn root(&self) -> io::Result<UnixDir> {
+        self.open_root(DIR_FLAGS)
+    }
+
+    fn open_path(&self, at: &UnixDir, path: &TreePath) -> io::Result<UnixDir> {
+        let path = if path.is_root() { b"." } else { path.as_bytes() };
+        Ok(UnixDir { fd: self.open_beneath(at, path, DIR_FLAGS)?, mount: at.mount })
+    }
+
+    fn open_dir(&self, at: &UnixDir, name: &[u8]) -> io::Result<UnixDir> {
+        Ok(UnixDir { fd: self.open_beneath(at, checked(name)?, DIR_FLAGS)?, mount: at.mount })
+    }
+
+    fn list(&self, dir: &UnixDir) -> io::Result<Vec<Name>> {
+        // A descriptor of its own: the handle's position is shared between threads, and Btrfs
+        // fixes at the opening which names a listing shows.
+        let fd = openat(dir.fd.as_fd(), c".", DIR_FLAGS)?;
+        let mut buffer = vec![MaybeUninit::uninit(); LIST_BYTES];
+        let mut entries = RawDir::new(fd, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(Name { name: name.to_vec(), kind: kind_of(entry.file_type()) });
+            }
+        }
+        Ok(names)
+    }
+
+    fn stat(&self, dir: &UnixDir, name: &[u8]) -> io::Result<Option<Meta>> {
+        let stat = match statx_name(dir, checked(name)?) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mount_root = (stat.stx_attributes & stat.stx_attributes_mask).contains(StatxAttributes::MOUNT_ROOT);
+        Ok(Some(meta_of(&stat, mount_root || mount_of(&stat)? != dir.mount)))
+    }
+
+    fn stat_dir(&self, dir: &UnixDir) -> io::Result<Meta> {
+        // Whoever has the handle stands on the right mount, even where the root itself is a mount point.
+        Ok(meta_of(&statx_fd(dir.fd.as_fd())?, false))
+    }
+
+    fn read_link(&self, dir: &UnixDir, name: &[u8]) -> io::Result<Vec<u8>> {
+        match rustix::fs::readlinkat(&dir.fd, checked(name)?, Vec::new()) {
+            Ok(target) => Ok(target.into_bytes()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_file(&self, dir: &UnixDir, name: &[u8]) -> io::Result<UnixFile> {
+        let name = checked(name)?;
+        let fd = match openat(dir.fd.as_fd(), name, FILE_FLAGS | OFlags::NOATIME) {
+            // Only the owner may leave the access time alone.
+            Err(Errno::PERM) => openat(dir.fd.as_fd(), name, FILE_FLAGS),
+            other => other,
+        };
+        // ENXIO: a socket, or a device without a driver.
+        let fd = fd.map_err(|error| if error == Errno::NXIO { Errno::INVAL } else { error })?;
+        let stat = statx_fd(fd.as_fd())?;
+        if kind_of_mode(&stat) != Kind::File {
+            return Err(Errno::INVAL.into());
+        }
+        if mount_of(&stat)? != dir.mount {
+            return Err(Errno::XDEV.into());
+        }
+        Ok(UnixFile(fd.into()))
+    }
+
+    fn stat_file(&self, file: &UnixFile) -> io::Result<Meta> {
+        Ok(meta_of(&statx_fd(file.0.as_fd())?, false))
+    }
+
+    fn read_at(&self, file: &UnixFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match file.0.read_at(buffer, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn writers(&self, file: &UnixFile) -> Writers {
+        // A read lease of an idle file is had and dropped within one statement.
+        Lease::take(&file.0).map_or_else(|writers| writers, |_lease| Writers::None)
+    }
+
+    fn with_lease<R>(&self, file: &UnixFile, work: impl FnOnce(Writers) -> R) -> R {
+        match Lease::take(&file.0) {
+            Ok(_lease) => work(Writers::None),
+            Err(writers) => work(writers),
+        }
+    }
+
+    fn write_back(&self, file: &UnixFile) -> io::Result<()> {
+        match sys::write_back(&file.0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => file.0.sync_data(),
+            other => other,
+        }
+    }
+
+    fn create_temp(&self, dir: &UnixDir) -> io::Result<UnixFile> {
+        // Not O_EXCL: with O_TMPFILE it forbids a later name.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&dir.fd, c".", flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(UnixFile(fd.into()))
+    }
+
+    fn write_at(&self, file: &UnixFile, offset: u64, data: &[u8]) -> io::Result<()> {
+        file.0.write_all_at(data, offset)
+    }
+
+    fn finish_temp(&self, file: UnixFile) -> io::Result<UnixFile> {
+        let reader = match reopen_for_reading(&file.0) {
+            // The final mode may forbid its owner to read; nobody else can open a nameless file meanwhile.
+            Err(Errno::ACCESS) => {
+                let mode = Mode::from_raw_mode(self.stat_file(&file)?.mode);
+                rustix::fs::fchmod(&file.0, mode | Mode::RUSR)?;
+                let reader = reopen_for_reading(&file.0);
+                rustix::fs::fchmod(&file.0, mode)?;
+                reader?
+            }
+            other => other?,
+        };
+        Ok(UnixFile(reader.into()))
+    }
+
+    fn link_temp(&self, file: &UnixFile, dir: &UnixDir, name: &[u8]) -> io::Result<()> {
+        let name = checked(name)?;
+        match rustix::fs::linkat(&file.0, c"", &dir.fd, name, AtFlags::EMPTY_PATH) {
+            // Needs CAP_DAC_READ_SEARCH, or since Linux 6.10 the credentials that opened the file.
+            Err(Errno::NOENT) => Ok(link_through_proc(&file.0, dir, name)?),
+            other => Ok(other?),
+        }
+    }
+
+    fn sync_data(&self, file: &UnixFile) -> io::Result<()> {
+        file.0.sync_data()
+    }
+
+    fn set_file_attributes(&self, file: &UnixFile, set: &SetAttributes) -> io::Result<()> {
+        Ok(CheckedAttributes::new(set)?.set_open(file.0.as_fd())?)
+    }
+
+    fn set_attributes(&self, dir: &UnixDir, name: &[u8], set: &SetAttributes) -> io::Result<()> {
+        let (name, set) = (checked(name)?, CheckedAttributes::new(set)?);
+        // RACE: another directory may come to this name before the call; whoever may rename here can have its
+        // attributes changed. The caller compares what the name shows before and after.
+        let (fd, readable) = match openat(dir.fd.as_fd(), name, DIR_FLAGS) {
+            Ok(fd) => (fd, true),
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => {
+                (openat(dir.fd.as_fd(), name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?, false)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let stat = statx_fd(fd.as_fd())?;
+        if mount_of(&stat)? != dir.mount {
+            return Err(Errno::XDEV.into());
+        }
+        match kind_of_mode(&stat) {
+            Kind::Dir if readable => Ok(set.set_open(fd.as_fd())?),
+            kind @ (Kind::Dir | Kind::Symlink) => Ok(set.set_named(fd.as_fd(), kind)?),
+            Kind::File | Kind::Special => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn create_dir(&self, dir: &UnixDir, name: &[u8], mode: u32) -> io::Result<()> {
+        // Never wider than asked, also for a moment; then the rest, which the umask, setgid and default ACLs change.
+        let narrow = Mode::from_raw_mode(mode & 0o700);
+        rustix::fs::mkdirat(&dir.fd, checked(name)?, narrow)?;
+        self.set_attributes(dir, name, &SetAttributes { mode: Some(mode), ..SetAttributes::default() })
+    }
+
+    fn create_symlink(&self, dir: &UnixDir, name: &[u8], target: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::symlinkat(target, &dir.fd, checked(name)?)?)
+    }
+
+    fn rename(&self, from_dir: &UnixDir, from: &[u8], to_dir: &UnixDir, to: &[u8], mode: RenameMode) -> io::Result<()> {
+        let flags = match mode {
+            RenameMode::NoReplace => RenameFlags::NOREPLACE,
+            RenameMode::Exchange => RenameFlags::EXCHANGE,
+        };
+        Ok(rustix::fs::renameat_with(&from_dir.fd, checked(from)?, &to_dir.fd, checked(to)?, flags)?)
+    }
+
+    fn remove_file(&self, dir: &UnixDir, name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&dir.fd, checked(name)?, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, dir: &UnixDir, name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&dir.fd, checked(name)?, AtFlags::REMOVEDIR)?)
+    }
+
+    fn sync_dir(&self, dir: &UnixDir) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&dir.fd)?)
+    }
+
+    fn sync_handle(&self, dir: &UnixDir) -> io::Result<UnixSyncHandle> {
+        // Opened anew, not duplicated: each open file description reports a write-back error once.
+        Ok(UnixSyncHandle(openat(dir.fd.as_fd(), c".", DIR_FLAGS)?))
+    }
+
+    fn sync_all(&self, handle: &UnixSyncHandle) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&handle.0)?)
+    }
+
+    fn coarse_stamps(&self, private: &UnixDir) -> io::Result<bool> {
+        let file = self.create_temp(private)?;
+        let mut last = self.stat_file(&file)?.ctime;
+        for _ in 0..STAMP_PROBES {
+            self.write_at(&file, 0, b"x")?;
+            let ctime = self.stat_file(&file)?.ctime;
+            if ctime == last {
+                return Ok(true);
+            }
+            last = ctime;
+        }
+        Ok(false)
+    }
+
+    fn may_chown(&self) -> bool {
+        // Root in a container may lack it.
+        rustix::thread::capabilities(None).map_or_else(
+            |_| rustix::process::geteuid().is_root(),
+            |sets| sets.effective.contains(rustix::thread::CapabilitySet::CHOWN),
+        )
+    }
+}
+
+/// Reads at most this much from the beginning.
+fn read_start(file: &File, bytes_max: usize) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    file.take(bytes_max as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+    use std::path::Path;
+
+    use rustix::fs::{Gid, Uid};
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+
+    use super::super::contract::contract;
+    use super::super::sys::testing::{SharedPage, forbid_call, take_write_lease};
+    use super::*;
+
+    const NOBODY: u32 = 65_534;
+
+    fn number<T>(result: io::Result<T>) -> Option<i32> {
+        result.err().expect("must fail").raw_os_error()
+    }
+
+    fn path(bytes: &[u8]) -> TreePath {
+        TreePath::parse(bytes).unwrap()
+    }
+
+    /// A real root with a handle on it.
+    struct Tree {
+        vfs: UnixVfs,
+        root: UnixDir,
+        place: tempfile::TempDir,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            let place = tempfile::tempdir().unwrap();
+            let vfs = UnixVfs::new(place.path().canonicalize().unwrap());
+            let root = vfs.root().unwrap();
+            Self { vfs, root, place }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.place.path().join(name)
+        }
+
+        fn stat(&self, name: &str) -> Meta {
+            self.vfs.stat(&self.root, name.as_bytes()).unwrap().unwrap()
+        }
+
+        fn open(&self, name: &str) -> io::Result<UnixFile> {
+            self.vfs.open_file(&self.root, name.as_bytes())
+        }
+
+        /// The same root, as where openat2 is forbidden.
+        fn stepwise(&self) -> UnixVfs {
+            let vfs = UnixVfs::new(self.vfs.root.clone());
+            vfs.stepwise.store(true, Ordering::Relaxed);
+            vfs
+        }
+    }
+
+    /// A mount that goes with the test, also with a failed one.
+    struct Mount(PathBuf);
+
+    impl Mount {
+        fn tmpfs(at: &Path) -> Self {
+            mount("tmpfs", at, "tmpfs", MountFlags::empty(), None).unwrap();
+            Self(at.into())
+        }
+
+        fn bind(from: &Path, at: &Path) -> Self {
+            mount_bind(from, at).unwrap();
+            Self(at.into())
+        }
+    }
+
+    impl Drop for Mount {
+        fn drop(&mut self) {
+            unmount(&self.0, UnmountFlags::DETACH).unwrap();
+        }
+    }
+
+    /// Whether this process may mount; says so where it may not.
+    fn may_mount() -> bool {
+        let caps = rustix::thread::capabilities(None).unwrap().effective;
+        let may = caps.contains(rustix::thread::CapabilitySet::SYS_ADMIN);
+        if !may {
+            println!("skipped: needs CAP_SYS_ADMIN to mount");
+        }
+        may
+    }
+
+    /// Runs work as nobody, on a thread of its own; false where this process may not change its user.
+    fn as_nobody(work: impl FnOnce() + Send) -> bool {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root to become another user");
+            return false;
+        }
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+                rustix::thread::set_thread_groups(&[]).unwrap();
+                rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                work();
+            });
+            worker.join().unwrap();
+        });
+        true
+    }
+
+    #[test]
+    fn keeps_the_contract() {
+        let tree = Tree::new();
+        contract(&tree.vfs);
+        assert!(!tree.vfs.stepwise.load(Ordering::Relaxed) || openat2(tree.root.fd.as_fd(), b".", DIR_FLAGS).is_err());
+    }
+
+    #[test]
+    fn keeps_the_contract_without_openat2() {
+        contract(&Tree::new().stepwise());
+    }
+
+    #[test]
+    fn keeps_the_contract_as_nobody() {
+        let tree = Tree::new();
+        std::os::unix::fs::chown(tree.place.path(), Some(NOBODY), Some(NOBODY)).ok();
+        as_nobody(|| {
+            assert!(!tree.vfs.may_chown());
+            contract(&tree.vfs);
+            contract(&tree.stepwise());
+        });
+    }
+
+    #[test]
+    fn keeps_the_contract_on_tmpfs() {
+        if !may_mount() {
+            return;
+        }
+        let tree = Tree::new();
+        let _mount = Mount::tmpfs(tree.place.path());
+        contract(&tree.vfs);
+    }
+
+    #[test]
+    fn finds_out_that_openat2_is_forbidden() {
+        for number in [libc::EPERM, libc::ENOSYS] {
+            let tree = Tree::new();
+            let worker = std::thread::spawn(move || {
+                forbid_call(libc::SYS_openat2, number).unwrap();
+                assert_eq!(
+                    openat2(tree.root.fd.as_fd(), b".", DIR_FLAGS).err(),
+                    Some(Errno::from_raw_os_error(number))
+                );
+                contract(&tree.vfs);
+                assert!(tree.vfs.stepwise.load(Ordering::Relaxed));
+            });
+            worker.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn names_a_finished_file_through_proc_too() {
+        let tree = Tree::new();
+        std::os::unix::fs::chown(tree.place.path(), Some(NOBODY), Some(NOBODY)).ok();
+        let name_one = |name: &[u8]| {
+            let file = tree.vfs.finish_temp(tree.vfs.create_temp(&tree.root).unwrap()).unwrap();
+            link_through_proc(&file.0, &tree.root, name).unwrap();
+            assert_eq!(link_through_proc(&file.0, &tree.root, name), Err(Errno::EXIST));
+        };
+        name_one(b"as we are");
+        as_nobody(|| name_one(b"as nobody"));
+        assert_eq!(tree.stat("as we are").kind, Kind::File);
+    }
+
+    #[test]
+    fn leaves_access_times_alone() {
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "content").unwrap();
+        let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(86_400);
+        File::open(tree.at("f")).unwrap().set_times(fs::FileTimes::new().set_accessed(old)).unwrap();
+        let file = tree.open("f").unwrap();
+        assert_eq!(tree.vfs.read_at(&file, 0, &mut [0; 7]).unwrap(), 7);
+        let set = SetAttributes { mtime: Some(Time::new(1, 1)), ..SetAttributes::default() };
+        tree.vfs.set_file_attributes(&file, &set).unwrap();
+        assert_eq!(fs::metadata(tree.at("f")).unwrap().accessed().unwrap(), old);
+    }
+
+    #[test]
+    fn a_swapped_root_is_no_directory() {
+        let place = tempfile::tempdir().unwrap();
+        let (real, link) = (place.path().join("real"), place.path().join("link"));
+        fs::create_dir(&real).unwrap();
+        symlink(&real, &link).unwrap();
+        for path in [link.clone(), link.join(""), link.join(".")] {
+            let vfs = UnixVfs::new(path);
+            assert_eq!(number(vfs.identity()), Some(libc::ENOTDIR));
+            assert_eq!(number(vfs.root()), Some(libc::ENOTDIR));
+        }
+        fs::write(place.path().join("file"), "").unwrap();
+        assert_eq!(number(UnixVfs::new(place.path().join("file")).identity()), Some(libc::ENOTDIR));
+        assert_eq!(number(UnixVfs::new(place.path().join("none")).identity()), Some(libc::ENOENT));
+
+        let vfs = UnixVfs::new(real.clone());
+        let before = vfs.identity().unwrap();
+        fs::rename(&real, place.path().join("away")).unwrap();
+        fs::create_dir(&real).unwrap();
+        assert_ne!(vfs.identity().unwrap().inode, before.inode);
+    }
+
+    #[test]
+    fn reads_a_marker_of_bounded_size_and_no_other_file() {
+        let tree = Tree::new();
+        let marker = || tree.vfs.identity().map(|identity| identity.marker);
+        fs::create_dir(tree.at(".pleach")).unwrap();
+        assert_eq!(marker().unwrap(), None);
+        fs::write(tree.at(".pleach/root"), vec![b'm'; 10_000]).unwrap();
+        assert_eq!(marker().unwrap().unwrap().len(), MARKER_BYTES_MAX);
+        fs::rename(tree.at(".pleach/root"), tree.at("elsewhere")).unwrap();
+        symlink("../elsewhere", tree.at(".pleach/root")).unwrap();
+        assert_eq!(number(marker()), Some(libc::ELOOP));
+        fs::remove_file(tree.at(".pleach/root")).unwrap();
+        fs::create_dir(tree.at(".pleach/root")).unwrap();
+        assert_eq!(number(marker()), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn opens_paths_longer_than_the_kernel_takes() {
+        let tree = Tree::new();
+        let mut names = Vec::new();
+        let mut dir = tree.vfs.root().unwrap();
+        for i in 0..40 {
+            let name = format!("{i:02}{}", "d".repeat(248));
+            tree.vfs.create_dir(&dir, name.as_bytes(), 0o755).unwrap();
+            dir = tree.vfs.open_dir(&dir, name.as_bytes()).unwrap();
+            names.push(name);
+        }
+        let deep = path(names.join("/").as_bytes());
+        assert!(deep.as_bytes().len() > 2 * CALL_PATH_BYTES_MAX);
+        let inode = tree.vfs.stat_dir(&dir).unwrap().inode;
+        for vfs in [&tree.vfs, &tree.stepwise()] {
+            let opened = vfs.open_path(&tree.root, &deep).unwrap();
+            assert_eq!(vfs.stat_dir(&opened).unwrap().inode, inode);
+            let missing = deep.join(b"none").unwrap();
+            assert_eq!(number(vfs.open_path(&tree.root, &missing)), Some(libc::ENOENT));
+        }
+        // A link on the way, in the first piece.
+        let first = names[0].as_bytes();
+        tree.vfs.rename(&tree.root, first, &tree.root, b"moved", RenameMode::NoReplace).unwrap();
+        symlink("moved", tree.at(&names[0])).unwrap();
+        assert_eq!(number(tree.vfs.open_path(&tree.root, &deep)), Some(libc::ELOOP));
+        assert_eq!(number(tree.stepwise().open_path(&tree.root, &deep)), Some(libc::ENOTDIR));
+        // The lengths around the bound.
+        for length in CALL_PATH_BYTES_MAX - 1..=CALL_PATH_BYTES_MAX + 2 {
+            let mut long = b"x/".repeat(CALL_PATH_BYTES_MAX / 2 - 1);
+            long.resize(length, b'x');
+            assert_eq!(number(tree.vfs.open_path(&tree.root, &path(&long))), Some(libc::ENOENT), "{length}");
+        }
+    }
+
+    #[test]
+    fn special_files_are_stated_and_never_opened() {
+        let tree = Tree::new();
+        rustix::fs::mknodat(&tree.root.fd, "fifo", FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(tree.at("socket")).unwrap();
+        for name in ["fifo", "socket"] {
+            assert_eq!(tree.stat(name).kind, Kind::Special);
+            assert_eq!(number(tree.open(name)), Some(libc::EINVAL));
+            let set = SetAttributes { mode: Some(0o777), ..SetAttributes::default() };
+            assert_eq!(number(tree.vfs.set_attributes(&tree.root, name.as_bytes(), &set)), Some(libc::EINVAL));
+        }
+        let kinds: Vec<_> = tree.vfs.list(&tree.root).unwrap().into_iter().filter_map(|name| name.kind).collect();
+        assert!(kinds.iter().all(|kind| *kind == Kind::Special));
+    }
+
+    #[test]
+    fn stat_agrees_with_the_standard_library() {
+        let tree = Tree::new();
+        fs::write(tree.at("a"), "content").unwrap();
+        fs::hard_link(tree.at("a"), tree.at("b")).unwrap();
+        let (ours, std) = (tree.stat("b"), fs::metadata(tree.at("b")).unwrap());
+        assert_eq!((ours.inode, ours.links, ours.size), (std.ino(), 2, 7));
+        assert_eq!((ours.uid, ours.gid, ours.mode), (std.uid(), std.gid(), std.mode() & 0o7777));
+        assert_eq!((ours.mtime.secs, i64::from(ours.mtime.nanos)), (std.mtime(), std.mtime_nsec()));
+        assert_eq!((ours.ctime.secs, i64::from(ours.ctime.nanos)), (std.ctime(), std.ctime_nsec()));
+        if let Ok(born) = std.created() {
+            let born = born.duration_since(std::time::UNIX_EPOCH).unwrap();
+            assert_eq!((ours.btime.secs.unsigned_abs(), ours.btime.nanos), (born.as_secs(), born.subsec_nanos()));
+        }
+    }
+
+    #[test]
+    fn refuses_values_that_the_kernel_reads_otherwise() {
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "").unwrap();
+        let (file, before) = (tree.open("f").unwrap(), tree.stat("f"));
+        let time = |nanos| SetAttributes { mtime: Some(Time::new(1, nanos)), ..SetAttributes::default() };
+        let owner = |owner| SetAttributes { owner: Some(owner), ..SetAttributes::default() };
+        let mode = SetAttributes { mode: Some(0o100_644), ..SetAttributes::default() };
+        let (now, omit) = (0x3fff_ffff, 0x3fff_fffe);
+        for set in [time(now), time(omit), time(1_000_000_000), owner((u32::MAX, 0)), owner((0, u32::MAX)), mode] {
+            assert_eq!(number(tree.vfs.set_file_attributes(&file, &set)), Some(libc::EINVAL), "{set:?}");
+        }
+        assert_eq!(tree.stat("f"), before);
+    }
+
+    #[test]
+    fn sets_a_directory_that_may_not_be_read() {
+        let tree = Tree::new();
+        std::os::unix::fs::chown(tree.place.path(), Some(NOBODY), Some(NOBODY)).ok();
+        as_nobody(|| {
+            tree.vfs.create_dir(&tree.root, b"closed", 0).unwrap();
+            assert_eq!(number(tree.vfs.open_dir(&tree.root, b"closed")), Some(libc::EACCES));
+            let set = SetAttributes { mode: Some(0o311), mtime: Some(Time::new(5, 6)), owner: None };
+            tree.vfs.set_attributes(&tree.root, b"closed", &set).unwrap();
+            let closed = tree.stat("closed");
+            assert_eq!((closed.mode, closed.mtime), (0o311, Time::new(5, 6)));
+            // A directory on the way needs no permission to read.
+            fs::create_dir(tree.at("closed/in")).unwrap();
+            tree.vfs.open_path(&tree.root, &path(b"closed/in")).unwrap();
+            tree.stepwise().open_path(&tree.root, &path(b"closed/in")).unwrap();
+        });
+    }
+
+    #[test]
+    fn new_files_take_the_group_of_a_setgid_directory() {
+        let tree = Tree::new();
+        if !tree.vfs.may_chown() {
+            println!("skipped: needs CAP_CHOWN");
+            return;
+        }
+        let set = SetAttributes { owner: Some((0, 4242)), mode: Some(0o2755), mtime: None };
+        tree.vfs.create_dir(&tree.root, b"shared", 0o755).unwrap();
+        tree.vfs.set_attributes(&tree.root, b"shared", &set).unwrap();
+        let shared = tree.vfs.open_dir(&tree.root, b"shared").unwrap();
+        assert_eq!(tree.vfs.stat_file(&tree.vfs.create_temp(&shared).unwrap()).unwrap().gid, 4242);
+        tree.vfs.create_dir(&shared, b"plain", 0o755).unwrap();
+        let plain = tree.vfs.stat(&shared, b"plain").unwrap().unwrap();
+        assert_eq!((plain.gid, plain.mode), (4242, 0o755), "the group is inherited, the bit only where asked");
+    }
+
+    #[test]
+    fn a_lease_sees_writers_and_mappings() {
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "content").unwrap();
+        let file = tree.open("f").unwrap();
+        assert_eq!(tree.vfs.writers(&file), Writers::None);
+        let reader = File::open(tree.at("f")).unwrap();
+        assert_eq!(tree.vfs.writers(&file), Writers::None);
+
+        let writer = File::options().read(true).write(true).open(tree.at("f")).unwrap();
+        assert_eq!(tree.vfs.writers(&file), Writers::Some);
+        assert_eq!(tree.vfs.with_lease(&file, |writers| writers), Writers::Some);
+        let page = SharedPage::map(&writer).unwrap();
+        drop((reader, writer));
+        assert_eq!(tree.vfs.writers(&file), Writers::Some, "mapped writable, descriptor closed");
+        drop(page);
+        assert_eq!(tree.vfs.writers(&file), Writers::None);
+    }
+
+    #[test]
+    fn a_lease_holds_writers_off_and_its_signal_is_harmless() {
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "content").unwrap();
+        let file = tree.open("f").unwrap();
+        let write = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(tree.at("f"));
+        let held = tree.vfs.with_lease(&file, |writers| (writers, number(write())));
+        assert_eq!(held, (Writers::None, Some(libc::EAGAIN)), "and SIGIO did not end the process");
+        drop(write().unwrap());
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tree.vfs.with_lease(&file, |_| panic!("work failed"));
+        }));
+        assert!(panicked.is_err());
+        drop(write().unwrap());
+    }
+
+    #[test]
+    fn a_lease_that_may_not_be_had_is_unknown() {
+        let tree = Tree::new();
+        fs::set_permissions(tree.place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(tree.at("f"), "content").unwrap();
+        as_nobody(|| {
+            // Not the owner's: no lease, and opened without O_NOATIME.
+            let file = tree.open("f").unwrap();
+            assert_eq!(tree.vfs.writers(&file), Writers::Unknown);
+            assert_eq!(tree.vfs.with_lease(&file, |writers| writers), Writers::Unknown);
+        });
+    }
+
+    #[test]
+    fn an_oplock_makes_a_file_busy() {
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "content").unwrap();
+        let holder = File::options().read(true).write(true).open(tree.at("f")).unwrap();
+        take_write_lease(&holder).unwrap();
+        assert_eq!(number(tree.open("f")), Some(libc::EAGAIN));
+        drop(holder);
+        tree.open("f").unwrap();
+    }
+
+    #[test]
+    fn after_a_write_back_a_store_through_a_mapping_shows() {
+        let tree = Tree::new();
+        let kind = rustix::fs::fstatfs(&tree.root.fd).unwrap().f_type;
+        if ![0xef53, 0x5846_5342, 0x9123_683e].contains(&kind) {
+            println!("skipped: not on ext4, XFS or Btrfs");
+            return;
+        }
+        fs::write(tree.at("f"), "content").unwrap();
+        let writer = File::options().read(true).write(true).open(tree.at("f")).unwrap();
+        let page = SharedPage::map(&writer).unwrap();
+        let file = tree.open("f").unwrap();
+        page.store(b'1');
+        let dirty = tree.vfs.stat_file(&file).unwrap();
+        tree.vfs.write_back(&file).unwrap();
+        page.store(b'2');
+        assert_ne!(tree.vfs.stat_file(&file).unwrap().ctime, dirty.ctime);
+    }
+
+    /// Checks that a mount at `m`, holding `inside/`, is seen and not entered.
+    fn assert_not_entered(tree: &Tree) {
+        assert!(tree.stat("m").mount_point);
+        for vfs in [&tree.vfs, &tree.stepwise()] {
+            assert_eq!(number(vfs.open_path(&tree.root, &path(b"m"))), Some(libc::EXDEV));
+            assert_eq!(number(vfs.open_path(&tree.root, &path(b"m/inside"))), Some(libc::EXDEV));
+            assert_eq!(number(vfs.open_dir(&tree.root, b"m")), Some(libc::EXDEV));
+            let mode = SetAttributes { mode: Some(0o700), ..SetAttributes::default() };
+            assert_eq!(number(vfs.set_attributes(&tree.root, b"m", &mode)), Some(libc::EXDEV));
+            let moved = vfs.rename(&tree.root, b"m", &tree.root, b"n", RenameMode::NoReplace);
+            assert_eq!(number(moved), Some(libc::EBUSY));
+            assert_eq!(number(vfs.remove_dir(&tree.root, b"m")), Some(libc::EBUSY));
+        }
+    }
+
+    #[test]
+    fn a_mount_inside_is_seen_and_not_entered() {
+        if !may_mount() {
+            return;
+        }
+        let tree = Tree::new();
+        fs::create_dir_all(tree.at("m/inside")).unwrap();
+        fs::create_dir_all(tree.at("other/inside")).unwrap();
+        let early = tree.vfs.open_dir(&tree.root, b"m").unwrap();
+        let beneath = tree.vfs.stat_dir(&early).unwrap();
+        assert!(!tree.stat("m").mount_point);
+        {
+            let _mount = Mount::tmpfs(&tree.at("m"));
+            fs::create_dir(tree.at("m/inside")).unwrap();
+            assert_not_entered(&tree);
+            assert_eq!(tree.vfs.stat_dir(&early).unwrap(), beneath, "a handle stays below what is mounted over it");
+        }
+        assert_eq!(tree.stat("m"), beneath);
+        {
+            // The same device: only the mount tells.
+            let _mount = Mount::bind(&tree.at("other"), &tree.at("m"));
+            assert_eq!(tree.stat("m").inode, tree.stat("other").inode);
+            assert_not_entered(&tree);
+        }
+        assert_eq!(tree.stat("m"), beneath);
+    }
+
+    #[test]
+    fn a_file_mounted_over_a_file_is_not_opened() {
+        if !may_mount() {
+            return;
+        }
+        let tree = Tree::new();
+        fs::write(tree.at("f"), "mine").unwrap();
+        fs::write(tree.at("other"), "not mine").unwrap();
+        let _mount = Mount::bind(&tree.at("other"), &tree.at("f"));
+        assert!(tree.stat("f").mount_point);
+        assert_eq!(number(tree.open("f")), Some(libc::EXDEV));
+    }
+
+    #[test]
+    fn the_identity_changes_with_the_mount() {
+        if !may_mount() {
+            return;
+        }
+        let tree = Tree::new();
+        let bare = tree.vfs.identity().unwrap();
+        let first = {
+            let _mount = Mount::tmpfs(tree.place.path());
+            let root = tree.vfs.root().unwrap();
+            assert!(!tree.vfs.stat_dir(&root).unwrap().mount_point, "the root itself is no hole in the tree");
+            tree.vfs.create_dir(&root, b"d", 0o755).unwrap();
+            tree.vfs.open_dir(&root, b"d").unwrap();
+            tree.vfs.identity().unwrap()
+        };
+        assert_ne!((first.mount, first.inode, first.device), (bare.mount, bare.inode, bare.device));
+        assert_eq!(tree.vfs.identity().unwrap(), bare);
+        let second = {
+            let _mount = Mount::tmpfs(tree.place.path());
+            tree.vfs.identity().unwrap()
+        };
+        let unique = rustix::fs::statx(&tree.root.fd, c"", AtFlags::EMPTY_PATH, MNT_ID_UNIQUE).unwrap();
+        let unique = unique.stx_mask & MNT_ID_UNIQUE.bits() != 0;
+        assert!(first.mount != second.mount || !unique, "{first:?} {second:?}");
+        assert_ne!(first, second);
+        // A bind mount of the directory onto itself: all the same but the mount.
+        let _mount = Mount::bind(tree.place.path(), tree.place.path());
+        let bound = tree.vfs.identity().unwrap();
+        assert_ne!(bound.mount, bare.mount);
+        assert_eq!(RootIdentity { mount: bare.mount, ..bound }, bare);
+    }
+
+    #[test]
+    fn an_idle_root_can_be_unmounted() {
+        if !may_mount() {
+            return;
+        }
+        let tree = Tree::new();
+        let mounted = std::mem::ManuallyDrop::new(Mount::tmpfs(tree.place.path()));
+        let root = tree.vfs.root().unwrap();
+        tree.vfs.identity().unwrap();
+        assert_eq!(unmount(&mounted.0, UnmountFlags::empty()), Err(Errno::BUSY));
+        drop(root);
+        unmount(&mounted.0, UnmountFlags::empty()).unwrap();
+    }
+}

@@ -1,0 +1,405 @@
+//! The typed index of one tree over a [`Kv`]: entries with what the disk shows, the journal, cursors.
+//!
+//! Writes gather in one pending batch that reads already see; [`Index::commit`] hands it to the
+//! store as a unit and [`Index::flush`] makes it durable. Nothing above announces what is not flushed.
+
+use pleach_protocol::entry::Entry;
+use pleach_protocol::path::TreePath;
+use pleach_protocol::version::{Actor, NodeId};
+use pleach_protocol::view::{self, State, Surroundings};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::kv::{Batch, Kv, KvError};
+use crate::rows::{self, CursorRow, EntryRow, HistoryRow, MetaRow, RowError, Space};
+
+/// Rows of one batch; a larger one is handed over between two operations.
+const BATCH_ROWS_MAX: usize = 1_000;
+/// Rows that one look into a range reads.
+const RANGE_ROWS: usize = 512;
+
+/// Says why the index failed. Either way the store must be opened anew.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The engine failed.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// A row is damaged or of another version.
+    #[error(transparent)]
+    Row(#[from] RowError),
+}
+
+/// The index of one tree. One owner.
+#[derive(Debug)]
+pub struct Index<K> {
+    kv: K,
+    pending: Batch,
+    meta: MetaRow,
+    meta_changed: bool,
+    durable_head: u64,
+    flush_needed: bool,
+}
+
+type Result<T> = std::result::Result<T, IndexError>;
+
+impl<K: Kv> Index<K> {
+    /// Opens the index in a store.
+    ///
+    /// # Errors
+    /// The engine's, or a damaged first row.
+    pub fn open(kv: K) -> Result<Self> {
+        let meta: Option<MetaRow> = kv.get(&[Space::Meta as u8])?.map(|value| rows::unseal(&value)).transpose()?;
+        let meta = meta.unwrap_or_default();
+        let durable_head = meta.head;
+        Ok(Self { kv, pending: Batch::default(), meta, meta_changed: false, durable_head, flush_needed: false })
+    }
+
+    /// What holds for the whole store.
+    pub const fn meta(&self) -> &MetaRow {
+        &self.meta
+    }
+
+    /// The same, to change it with the next batch.
+    pub const fn meta_mut(&mut self) -> &mut MetaRow {
+        self.meta_changed = true;
+        &mut self.meta
+    }
+
+    /// The highest seq that is durable: what peers may hear.
+    pub const fn durable_head(&self) -> u64 {
+        self.durable_head
+    }
+
+    /// A number that was never given before.
+    pub const fn next_id(&mut self) -> u64 {
+        let meta = self.meta_mut();
+        meta.next_id += 1;
+        meta.next_id
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>> {
+        let value = match self.pending.rows.get(key) {
+            Some(row) => row.clone(),
+            None => self.kv.get(key)?,
+        };
+        Ok(value.map(|v| rows::unseal(&v)).transpose()?)
+    }
+
+    fn put<T: Serialize>(&mut self, key: Vec<u8>, row: &T) {
+        self.pending.put(key, rows::seal(row));
+    }
+
+    /// Reads rows of a range in order, with what is pending.
+    fn range(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        use std::ops::Bound::{Excluded, Included};
+        let mut pending = self.pending.rows.range::<[u8], _>((Included(start), Excluded(end))).peekable();
+        let mut out = Vec::new();
+        let mut from = start.to_vec();
+        loop {
+            let stored = self.kv.range(&from, Some(end), limit.min(RANGE_ROWS))?;
+            let last = stored.len() < limit.min(RANGE_ROWS);
+            let upto = stored.last().map(|(key, _)| key.clone());
+            for (key, value) in stored {
+                while let Some((pkey, row)) = pending.next_if(|(pkey, _)| **pkey < key) {
+                    out.extend(row.clone().map(|v| (pkey.clone(), v)));
+                }
+                match pending.next_if(|(pkey, _)| **pkey == key) {
+                    Some((_, row)) => out.extend(row.clone().map(|v| (key, v))),
+                    None => out.push((key, value)),
+                }
+                if out.len() >= limit {
+                    out.truncate(limit);
+                    return Ok(out);
+                }
+            }
+            if last {
+                out.extend(pending.filter_map(|(key, row)| Some((key.clone(), row.clone()?))));
+                out.truncate(limit);
+                return Ok(out);
+            }
+            from = upto.unwrap_or_default();
+            from.push(0);
+        }
+    }
+
+    /// The row of a path, an empty one where there is none.
+    ///
+    /// # Errors
+    /// The engine's or a damaged row.
+    pub fn row(&self, path: &TreePath) -> Result<EntryRow> {
+        Ok(self.get(&rows::path_key(Space::Entry, path))?.unwrap_or_default())
+    }
+
+    /// Whether anything is known of the path.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn entry(&self, path: &TreePath) -> Result<Option<Entry>> {
+        Ok(known(self.row(path)?.entry))
+    }
+
+    /// The direct children of a directory, by name.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn children(&self, dir: &TreePath) -> Result<Vec<(TreePath, EntryRow)>> {
+        let (start, end) = rows::children_range(Space::Entry, dir);
+        self.entries_between(&start, &end, usize::MAX)
+    }
+
+    /// Up to `limit` paths beneath a directory, behind `after`, in the order of a walk.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn beneath(&self, dir: &TreePath, after: Option<&TreePath>, limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
+        let (start, end) = rows::subtree_range(Space::Entry, dir);
+        let start = after.map_or(start, |path| {
+            let mut key = rows::path_key(Space::Entry, path);
+            key.push(0);
+            key
+        });
+        self.entries_between(&start, &end, limit)
+    }
+
+    fn entries_between(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
+        let found = self.range(start, end, limit)?;
+        found
+            .into_iter()
+            .map(|(key, value)| Ok((rows::key_path(&key).ok_or(RowError::Damaged)?, rows::unseal(&value)?)))
+            .collect()
+    }
+
+    /// Stores a row without announcing it (Shown, pairing).
+    pub fn put_row(&mut self, path: &TreePath, row: &EntryRow) {
+        self.put(rows::path_key(Space::Entry, path), row);
+    }
+
+    /// Stores a row whose entry changed: gives it the next seq, and its derived directories too
+    /// (their rows are announced behind what lies beneath), and keeps the counts of live children.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn announce(
+        &mut self,
+        path: &TreePath,
+        mut row: EntryRow,
+        taught_by: Option<(NodeId, [u8; 16])>,
+    ) -> Result<u64> {
+        let was_live = is_live(&self.row(path)?);
+        let live = is_live(&row);
+        let derived = row.live_children > 0 && view::own(&row.entry).is_none();
+        row.taught_by = if derived { None } else { taught_by };
+        self.give_seq(path, &mut row);
+        let seq = row.seq;
+        self.put_row(path, &row);
+        if live != was_live {
+            self.count_child(path, live)?;
+        }
+        if live {
+            for dir in path.parents() {
+                let mut parent = self.row(&dir)?;
+                if !parent.entry.context.is_empty() && view::own(&parent.entry).is_none() {
+                    parent.taught_by = None;
+                    self.give_seq(&dir, &mut parent);
+                    self.put_row(&dir, &parent);
+                }
+            }
+        }
+        Ok(seq)
+    }
+
+    fn give_seq(&mut self, path: &TreePath, row: &mut EntryRow) {
+        if row.seq > 0 {
+            self.pending.delete(rows::number_key(Space::Journal, row.seq));
+        }
+        let meta = self.meta_mut();
+        meta.head += 1;
+        row.seq = meta.head;
+        self.put(rows::number_key(Space::Journal, row.seq), path);
+    }
+
+    /// Tells a path's parents that it lives now, or no longer.
+    fn count_child(&mut self, path: &TreePath, mut live: bool) -> Result<()> {
+        for dir in path.parents() {
+            let mut parent = self.row(&dir)?;
+            let was_live = is_live(&parent);
+            parent.live_children = if live { parent.live_children + 1 } else { parent.live_children.saturating_sub(1) };
+            let now_live = is_live(&parent);
+            self.put_row(&dir, &parent);
+            if was_live == now_live {
+                return Ok(());
+            }
+            live = now_live;
+        }
+        Ok(())
+    }
+
+    /// What the view of a path needs to know of the paths around it.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn surroundings(&self, path: &TreePath, row: &EntryRow) -> Result<Surroundings> {
+        let live_beneath = row.live_children > 0;
+        let around = Surroundings { live_beneath, ancestor: None };
+        if !view::is_derived(Some(&row.entry), &around) {
+            return Ok(around);
+        }
+        for dir in path.parents() {
+            let entry = self.row(&dir)?.entry;
+            if view::own(&entry) == Some(&pleach_protocol::entry::Value::Dir) {
+                let ancestor = view::view(Some(&entry), &Surroundings::default()).and_then(|s| s.access);
+                return Ok(Surroundings { live_beneath, ancestor });
+            }
+        }
+        Ok(around)
+    }
+
+    /// What the tree shows at a path.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn view(&self, path: &TreePath, row: &EntryRow) -> Result<Option<State>> {
+        Ok(view::view(Some(&row.entry), &self.surroundings(path, row)?))
+    }
+
+    /// Journal positions behind `after` with their paths, in order.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn journal(&self, after: u64, limit: usize) -> Result<Vec<(u64, TreePath)>> {
+        let start = rows::number_key(Space::Journal, after.saturating_add(1));
+        let found = self.range(&start, &[Space::Journal as u8 + 1], limit)?;
+        found
+            .into_iter()
+            .map(|(key, value)| Ok((rows::key_number(&key).ok_or(RowError::Damaged)?, rows::unseal(&value)?)))
+            .collect()
+    }
+
+    /// Records a line of history under a seq.
+    pub fn put_history(&mut self, seq: u64, row: &HistoryRow) {
+        self.put(rows::number_key(Space::History, seq), row);
+    }
+
+    /// History behind `after`, in order.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn history(&self, after: u64, limit: usize) -> Result<Vec<(u64, HistoryRow)>> {
+        let start = rows::number_key(Space::History, after.saturating_add(1));
+        let found = self.range(&start, &[Space::History as u8 + 1], limit)?;
+        found
+            .into_iter()
+            .map(|(key, value)| Ok((rows::key_number(&key).ok_or(RowError::Damaged)?, rows::unseal(&value)?)))
+            .collect()
+    }
+
+    /// How far this node and a peer are in each other's journals.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn cursor(&self, peer: NodeId) -> Result<Option<CursorRow>> {
+        self.get(&peer_key(peer))
+    }
+
+    /// Stores it.
+    pub fn put_cursor(&mut self, peer: NodeId, cursor: &CursorRow) {
+        self.put(peer_key(peer), cursor);
+    }
+
+    /// The display name of an actor's node, as far as it was heard.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn name(&self, actor: Actor) -> Result<Option<String>> {
+        self.get(&name_key(actor))
+    }
+
+    /// Stores it.
+    pub fn put_name(&mut self, actor: Actor, name: &str) {
+        self.put(name_key(actor), &name.to_owned());
+    }
+
+    /// Stores any other row.
+    pub fn put_other<T: Serialize>(&mut self, key: Vec<u8>, row: &T) {
+        self.put(key, row);
+    }
+
+    /// Deletes any row.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.pending.delete(key);
+    }
+
+    /// Reads rows of any other keyspace.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn others<T: DeserializeOwned>(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, T)>> {
+        self.range(start, end, limit)?.into_iter().map(|(key, value)| Ok((key, rows::unseal(&value)?))).collect()
+    }
+
+    /// Hands the pending batch over when it is large; only between two operations.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn commit_if_large(&mut self) -> Result<()> {
+        if self.pending.rows.len() >= BATCH_ROWS_MAX { self.commit() } else { Ok(()) }
+    }
+
+    /// Hands the pending batch over as one unit.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn commit(&mut self) -> Result<()> {
+        if self.meta_changed {
+            let meta = self.meta.clone();
+            self.put(vec![Space::Meta as u8], &meta);
+            self.meta_changed = false;
+        }
+        if !self.pending.is_empty() {
+            self.kv.commit(std::mem::take(&mut self.pending))?;
+            self.flush_needed = true;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable; does nothing where nothing changed.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn flush(&mut self) -> Result<()> {
+        self.commit()?;
+        if self.flush_needed {
+            self.kv.flush()?;
+            self.flush_needed = false;
+            self.durable_head = self.meta.head;
+            self.kv.reopen_if_grown(false)?;
+        }
+        Ok(())
+    }
+}
+
+/// An entry, none where it has seen nothing.
+#[must_use]
+pub fn known(entry: Entry) -> Option<Entry> {
+    (!entry.context.is_empty()).then_some(entry)
+}
+
+/// Whether the path shows anything.
+#[must_use]
+pub fn is_live(row: &EntryRow) -> bool {
+    row.live_children > 0 || view::own(&row.entry).is_some()
+}
+
+fn peer_key(peer: NodeId) -> Vec<u8> {
+    let mut key = vec![Space::Cursor as u8];
+    key.extend_from_slice(&peer.0);
+    key
+}
+
+fn name_key(actor: Actor) -> Vec<u8> {
+    let mut key = vec![Space::Name as u8];
+    key.extend_from_slice(&actor.node.0);
+    key.extend_from_slice(&actor.start.to_be_bytes());
+    key
+}

@@ -1,0 +1,164 @@
+//! One honest look at one name on the disk: lstat, and a hash where a stamp proves nothing.
+//!
+//! The rules are LINUX.md §2: stat before reading, equal stat after; where a writer is there, or
+//! cannot be excluded, the hash is provisional and is taken again.
+
+use std::io;
+
+use pleach_protocol::entry::{Access, Hash, Value, ValueKind};
+use pleach_protocol::time::Time;
+use pleach_protocol::view::{State, access_by_number, default_mode};
+
+use crate::rows::{ShownRow, Stamp};
+use crate::vfs::{Kind, Meta, Vfs, Writers};
+
+/// A hash taken sooner than this after the file's change time may miss a write of the same tick, where stamps are coarse.
+const RACY_NANOS: i64 = 20_000_000;
+const READ_BYTES: usize = 128 * 1024;
+
+/// How to look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Care {
+    /// Hash whatever the stamp says: there was an event that only a writer causes.
+    pub rehash: bool,
+    /// Take the file although somebody has it open for writing.
+    pub take_open: bool,
+    /// Stamps tick coarsely here.
+    pub coarse: bool,
+    /// The time now, for coarse stamps.
+    pub now: Time,
+    /// Whether this process may give files away; else owners are not ours to judge.
+    pub owners: bool,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Look {
+    /// No such name.
+    Gone,
+    /// A FIFO, socket or device: skipped.
+    Special,
+    /// Another mount begins here: not entered, never a deletion.
+    Mount,
+    /// Somebody is writing; look again when they are done.
+    Busy,
+    /// It is there.
+    Found(Box<Found>),
+}
+
+/// What is at a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Its state.
+    pub state: State,
+    /// Its stamp.
+    pub stamp: Stamp,
+    /// Whether an equal stamp later proves nothing.
+    pub provisional: bool,
+    /// Number of names of the inode.
+    pub links: u64,
+}
+
+/// The stamp of a name; a directory's size and change time move with its children and do not count.
+#[must_use]
+pub fn stamp_of(meta: &Meta) -> Stamp {
+    match meta.kind {
+        Kind::Dir => Stamp { size: 0, ctime: Time::default(), ..Stamp::of(meta) },
+        _ => Stamp::of(meta),
+    }
+}
+
+/// Looks at `name`, of which `known` was shown last.
+///
+/// # Errors
+/// What the file system says, but for a name that is gone.
+pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
+    let Some(meta) = vfs.stat(dir, name)? else { return Ok(Look::Gone) };
+    if meta.mount_point {
+        return Ok(Look::Mount);
+    }
+    let stamp = stamp_of(&meta);
+    let trusted = known.filter(|k| k.stamp == Some(stamp) && !k.provisional && !care.rehash);
+    if let Some(state) = trusted.and_then(|k| k.shown.state.clone()) {
+        return Ok(found(state, stamp, false, meta.links));
+    }
+    let access = access_of(&meta, known, care.owners);
+    match meta.kind {
+        Kind::Special => Ok(Look::Special),
+        Kind::Dir => {
+            let state = State { value: Value::Dir, mtime: Some(meta.mtime), access: Some(access) };
+            Ok(found(state, stamp, false, meta.links))
+        }
+        Kind::Symlink => {
+            let target = vfs.read_link(dir, name)?;
+            let state = State { value: Value::Symlink { target }, mtime: Some(meta.mtime), access: Some(access) };
+            Ok(found(state, stamp, false, meta.links))
+        }
+        Kind::File => look_into(vfs, dir, name, known, care),
+    }
+}
+
+fn found(state: State, stamp: Stamp, provisional: bool, links: u64) -> Look {
+    Look::Found(Box::new(Found { state, stamp, provisional, links }))
+}
+
+fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
+    let file = match vfs.open_file(dir, name) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Look::Gone),
+        // A write lease is held (Samba), or the kind changed under us: look again.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ELOOP)) => return Ok(Look::Busy),
+        Err(error) => return Err(error),
+    };
+    let writing = vfs.writers(&file) == Writers::Some;
+    if writing && !care.take_open {
+        return Ok(Look::Busy);
+    }
+    if writing || known.is_some_and(|k| k.provisional) {
+        // So that a later store through a mapping changes the stamp again.
+        vfs.write_back(&file)?;
+    }
+    let before = vfs.stat_file(&file)?;
+    let hash = hash_file(vfs, &file)?;
+    let writers = vfs.writers(&file);
+    let after = vfs.stat_file(&file)?;
+    if Stamp::of(&before) != Stamp::of(&after) && !care.take_open {
+        return Ok(Look::Busy);
+    }
+    let age = care.now.nanos_since_epoch().saturating_sub(before.ctime.nanos_since_epoch());
+    let racy = care.coarse && age < RACY_NANOS;
+    let value = Value::File { size: hash.1, hash: hash.0 };
+    let state = State { value, mtime: Some(before.mtime), access: Some(access_of(&before, known, care.owners)) };
+    let provisional = racy || writers != Writers::None && writers != Writers::Unknown || before != after;
+    Ok(found(state, Stamp::of(&before), provisional, before.links))
+}
+
+/// Hashes an open file; returns the hash and the length that was hashed.
+///
+/// # Errors
+/// What reading says.
+pub fn hash_file<V: Vfs>(vfs: &V, file: &V::File) -> io::Result<(Hash, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut offset = 0;
+    loop {
+        let n = vfs.read_at(file, offset, &mut buffer)?;
+        if n == 0 {
+            return Ok((Hash(*hasher.finalize().as_bytes()), offset));
+        }
+        hasher.update(&buffer[..n]);
+        offset += n as u64;
+    }
+}
+
+/// Mode and owner as an entry has them. Where owners are not ours to set, one that did not change
+/// on disk keeps what the entry says.
+fn access_of(meta: &Meta, known: Option<&ShownRow>, owners: bool) -> Access {
+    let mode = if meta.kind == Kind::Symlink { default_mode(ValueKind::Symlink) } else { meta.mode };
+    let on_disk = access_by_number(mode, meta.uid, meta.gid);
+    let kept = known.filter(|k| !owners && k.stamp.is_some_and(|s| (s.uid, s.gid) == (meta.uid, meta.gid)));
+    match kept.and_then(|k| k.shown.state.as_ref()).and_then(|s| s.access.clone()) {
+        Some(access) => Access { mode, ..access },
+        None => on_disk,
+    }
+}

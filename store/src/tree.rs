@@ -1,0 +1,332 @@
+//! One tree on one node: the single owner of its index, its journal and its disk.
+//!
+//! What a watcher or a scan found is observed ([`Tree::observe`]), what peers announced is merged
+//! ([`Tree::merge`]), and [`Tree::apply`] makes the disk show the view. [`Tree::commit`] makes all
+//! of it durable; only then may anything be announced. Blocking calls, one thread.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pleach_protocol::entry::{Entry, Hash, Rank, Value};
+use pleach_protocol::mint::Shown;
+use pleach_protocol::path::TreePath;
+use pleach_protocol::time::Time;
+use pleach_protocol::version::{Actor, Dot, NodeId};
+use pleach_protocol::view::State;
+
+use crate::ignore::IgnoreRules;
+use crate::index::{Index, IndexError};
+use crate::kv::Kv;
+use crate::root::{self, Place, RootError};
+use crate::rows::{self, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
+use crate::vfs::{RootIdentity, Vfs};
+
+mod apply;
+mod displace;
+mod exchange;
+mod observe;
+mod perform;
+mod recover;
+mod scan;
+
+pub use apply::{Want, WantId};
+pub use exchange::{Announced, INLINE_BYTES_MAX, Rows};
+pub use observe::Observed;
+pub use scan::ScanStats;
+
+/// Says why a tree cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The root is not there or not ours: the tree changes nothing until it is back.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The store failed: it must be opened anew.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The file system failed as a whole (a sync, pleach's own directory).
+    #[error("{what} failed")]
+    Disk {
+        /// The operation.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a tree is opened with.
+#[derive(Debug)]
+pub struct TreeOptions {
+    /// This node.
+    pub node: NodeId,
+    /// Its display name.
+    pub name: String,
+    /// Start bits, drawn afresh at each start.
+    pub start: u64,
+    /// Random bytes for a new root's id and a new journal's incarnation.
+    pub entropy: [u8; 32],
+    /// The id of the root that this tree had, where it had one.
+    pub expected_root: Option<Vec<u8>>,
+    /// This machine's boot id.
+    pub boot: Vec<u8>,
+    /// When this machine booted.
+    pub booted: Time,
+    /// The ignore rules of the config.
+    pub ignore: IgnoreRules,
+}
+
+/// A clock: the time now.
+pub type Clock = Box<dyn Fn() -> Time + Send>;
+
+/// One tree. See the module.
+pub struct Tree<V: Vfs, K: Kv> {
+    vfs: V,
+    index: Index<K>,
+    clock: Clock,
+    options: TreeOptions,
+    actor: Actor,
+    counter: u64,
+    identity: RootIdentity,
+    coarse: bool,
+    owners: bool,
+    /// Whether a whole scan is due: at the start, after lost events, after another mount.
+    scan_due: bool,
+    /// Paths to look at again, bounded by [`DIRTY_MAX`]; more make a scan due.
+    dirty: BTreeMap<TreePath, Dirty>,
+    apply: apply::Applier<V>,
+    late: displace::LateWriters,
+    /// Names of inodes with several links, so that a change of one is a change of all.
+    linked: BTreeMap<u64, BTreeSet<TreePath>>,
+    problems: BTreeMap<TreePath, String>,
+    minted_at: Option<Time>,
+}
+
+/// Paths that wait for another look; beyond it a scan does their work.
+const DIRTY_MAX: usize = 100_000;
+
+/// Why and how a path is looked at again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dirty {
+    rehash: bool,
+    take_open: bool,
+}
+
+impl<V: Vfs, K: Kv> std::fmt::Debug for Tree<V, K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tree")
+            .field("actor", &self.actor)
+            .field("head", &self.index.meta().head)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Opens a tree: claims its root, settles what an earlier life intended, and makes a scan due.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn open(vfs: V, kv: K, clock: Clock, options: TreeOptions) -> Result<Self, TreeError> {
+        let mut index = Index::open(kv)?;
+        let expected = match &options.expected_root {
+            Some(id) => Some(id.clone()),
+            None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),
+        };
+        let fresh_id: String = options.entropy[..16].iter().map(|b| format!("{b:02x}")).collect();
+        let (identity, marker) = root::claim(&vfs, expected.as_deref(), fresh_id.as_bytes())?;
+        let crashed = !index.meta().boot.is_empty() && index.meta().boot != options.boot;
+        let meta = index.meta_mut();
+        if meta.incarnation == [0; 16] {
+            meta.incarnation.copy_from_slice(&options.entropy[16..]);
+        }
+        meta.root = marker;
+        let disk = |what| move |source| TreeError::Disk { what, source };
+        let private = root::private(&vfs).map_err(disk("opening .pleach"))?;
+        let coarse = vfs.coarse_stamps(&private).map_err(disk("probing .pleach"))?;
+        drop(private);
+        let owners = vfs.may_chown();
+        let actor = Actor { node: options.node, start: options.start };
+        let name = options.name.clone();
+        let applied = index.meta().applied;
+        let mut tree = Self {
+            vfs,
+            index,
+            clock,
+            options,
+            actor,
+            counter: 0,
+            identity,
+            coarse,
+            owners,
+            scan_due: true,
+            dirty: BTreeMap::new(),
+            apply: apply::Applier::new(applied),
+            late: displace::LateWriters::default(),
+            linked: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            minted_at: None,
+        };
+        tree.index.put_name(actor, &name);
+        tree.recover(crashed)?;
+        let boot = tree.options.boot.clone();
+        tree.index.meta_mut().boot = boot;
+        tree.index.flush()?;
+        Ok(tree)
+    }
+
+    /// The index, to read.
+    pub const fn index(&self) -> &Index<K> {
+        &self.index
+    }
+
+    /// The ignore rules in force.
+    pub const fn ignore(&self) -> &IgnoreRules {
+        &self.options.ignore
+    }
+
+    /// The highest seq that peers may hear.
+    pub const fn head(&self) -> u64 {
+        self.index.durable_head()
+    }
+
+    /// The id that the root's marker holds.
+    pub fn root_id(&self) -> &[u8] {
+        &self.index.meta().root
+    }
+
+    /// Paths that cannot be read or applied, with the reason.
+    pub const fn problems(&self) -> &BTreeMap<TreePath, String> {
+        &self.problems
+    }
+
+    /// Makes everything so far durable.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn commit(&mut self) -> Result<(), TreeError> {
+        let applied = self.apply.applied();
+        if self.index.meta().applied != applied {
+            self.index.meta_mut().applied = applied;
+        }
+        Ok(self.index.flush()?)
+    }
+
+    /// The highest seq up to which the disk shows every view (or the path is a listed problem), durably.
+    pub fn applied(&self) -> u64 {
+        self.index.meta().applied.min(self.index.durable_head())
+    }
+
+    /// Whether nothing waits to be looked at, fetched or applied.
+    pub fn is_quiet(&self) -> bool {
+        !self.scan_due && self.dirty.is_empty() && self.apply.is_idle(self.index.meta().head)
+    }
+
+    /// Enters the root for a spell of work; another mount of the same tree makes a scan due.
+    fn enter(&mut self) -> Result<Place<V>, TreeError> {
+        let (place, identity) = root::enter(&self.vfs, &self.identity)?;
+        if identity != self.identity {
+            self.identity = identity;
+            self.scan_due = true;
+        }
+        Ok(place)
+    }
+
+    fn now(&self) -> Time {
+        (self.clock)()
+    }
+
+    fn next_dot(&mut self) -> Dot {
+        self.counter += 1;
+        Dot { actor: self.actor, counter: self.counter }
+    }
+
+    /// Notes a path for another look.
+    fn mark(&mut self, path: &TreePath, rehash: bool, take_open: bool) {
+        if self.dirty.len() >= DIRTY_MAX {
+            self.scan_due = true;
+            return;
+        }
+        let dirty = self.dirty.entry(path.clone()).or_default();
+        dirty.rehash |= rehash;
+        dirty.take_open |= take_open;
+    }
+
+    fn set_problem(&mut self, path: &TreePath, reason: String) {
+        tracing::warn!(path = %path, reason, "a path cannot be synced");
+        let row = ProblemRow { time: self.now(), reason: reason.clone() };
+        self.index.put_other(rows::path_key(Space::Problem, path), &row);
+        self.problems.insert(path.clone(), reason);
+    }
+
+    fn clear_problem(&mut self, path: &TreePath) {
+        if self.problems.remove(path).is_some() {
+            self.index.delete(rows::path_key(Space::Problem, path));
+        }
+    }
+
+    /// Mints the change from `shown` to `disk` and announces it. The row comes back with the new
+    /// entry, seq and Shown; the caller sets the stamp.
+    fn mint(
+        &mut self,
+        path: &TreePath,
+        row: &EntryRow,
+        shown: &Shown,
+        disk: Option<(&State, Time)>,
+        pairing: Pairing,
+    ) -> Result<(EntryRow, Shown), TreeError> {
+        let now = self.now();
+        let hint = match (disk, pairing) {
+            (_, Pairing::Lowest) => 0,
+            (Some((_, ctime)), Pairing::No) => ctime.min(now).nanos_since_epoch(),
+            (Some((state, _)), Pairing::ByTime) => state.mtime.unwrap_or_default().min(now).nanos_since_epoch().max(0),
+            (None, _) => now.nanos_since_epoch(),
+        };
+        let dot = self.next_dot();
+        let paired = pairing != Pairing::No;
+        let before = Some(&row.entry).filter(|e| !e.context.is_empty());
+        let (entry, shown) = pleach_protocol::mint::mint(before, shown, disk.map(|(s, _)| s), dot, Rank(hint), paired);
+        let announced = EntryRow { entry, ..row.clone() };
+        self.index.announce(path, announced, None)?;
+        self.minted_at.get_or_insert(now);
+        Ok((self.index.row(path)?, shown))
+    }
+
+    fn record(&mut self, path: &TreePath, seq: u64, before: Option<&State>, after: Option<&State>, writer: String) {
+        let op = match (before, after) {
+            (None, None) => return,
+            (None, Some(_)) => "create",
+            (Some(_), None) => "delete",
+            (Some(b), Some(a)) if b.value == a.value => "meta",
+            _ => "modify",
+        };
+        let (size, hash) = after.map_or((None, None), |s| content_of(&s.value));
+        let was = before.and_then(|s| content_of(&s.value).1);
+        let row = HistoryRow {
+            time: self.now(),
+            path: path.clone(),
+            from: None,
+            op: op.to_owned(),
+            node: writer,
+            size,
+            hash,
+            was,
+        };
+        self.index.put_history(seq, &row);
+    }
+
+    /// The display name of whoever wrote what the entry shows.
+    fn writer_of(&self, entry: &Entry) -> Result<String, TreeError> {
+        let newest = entry.content.iter().max_by_key(|(dot, s)| (s.rank, **dot)).map(|(dot, _)| dot.actor);
+        Ok(match newest {
+            Some(actor) => self.index.name(actor)?.unwrap_or_else(|| format!("{actor:?}")),
+            None => String::new(),
+        })
+    }
+}
+
+/// Length and hash of a file.
+pub(crate) const fn content_of(value: &Value) -> (Option<u64>, Option<Hash>) {
+    match value {
+        Value::File { size, hash } => (Some(*size), Some(*hash)),
+        _ => (None, None),
+    }
+}

@@ -1,0 +1,186 @@
+//! What peers tell and ask: rows of the journal out, entries in, content by hash.
+
+use std::io;
+
+use pleach_protocol::entry::{Entry, Hash, Value};
+use pleach_protocol::path::TreePath;
+use pleach_protocol::version::{Actor, NodeId};
+
+use super::{Tree, TreeError, displace};
+use crate::index;
+use crate::kv::Kv;
+use crate::root::{self, PRIVATE};
+use crate::rows::{self, CursorRow, VaultRow};
+use crate::vfs::Vfs;
+
+/// Journal rows looked at for one batch.
+const JOURNAL_ROWS: usize = 256;
+/// Content up to this length travels with its announcement.
+pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
+
+/// One row of an index batch.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Announced {
+    /// Where.
+    pub path: TreePath,
+    /// All that is known of it.
+    pub entry: Entry,
+    /// The shown content, where it is small and at hand.
+    pub content: Option<Vec<u8>>,
+}
+
+/// A batch for a peer: rows, the names of their writers, and the position that it reaches.
+pub type Rows = (Vec<Announced>, Vec<(Actor, String)>, u64);
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Where this node is in a peer's journal, where it ever was.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn cursor(&self, peer: NodeId) -> Result<Option<([u8; 16], u64)>, TreeError> {
+        Ok(self.index.cursor(peer)?.map(|c| (c.incarnation, c.merged)))
+    }
+
+    /// Reads what a peer has not heard behind `after`, about `bytes_max` of it. Only what is durable.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn read_rows(&mut self, after: u64, bytes_max: usize, peer: (NodeId, [u8; 16])) -> Result<Rows, TreeError> {
+        let head = self.index.durable_head();
+        let journal = self.index.journal(after, JOURNAL_ROWS)?;
+        let whole = journal.len() < JOURNAL_ROWS;
+        let (mut rows, mut names, mut upto, mut bytes) = (Vec::new(), std::collections::BTreeMap::new(), after, 0);
+        for (seq, path) in journal {
+            if seq > head || bytes >= bytes_max {
+                return Ok((rows, names.into_iter().collect(), upto));
+            }
+            upto = seq;
+            let row = self.index.row(&path)?;
+            if row.taught_by == Some(peer) {
+                continue;
+            }
+            let content = self.inline_content(&path, &row);
+            for dot in row.entry.context.iter() {
+                if let Some(name) = self.index.name(dot.actor)? {
+                    names.insert(dot.actor, name);
+                }
+            }
+            bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);
+            rows.push(Announced { path, entry: row.entry, content });
+        }
+        let upto = if whole { head.max(upto) } else { upto };
+        Ok((rows, names.into_iter().collect(), upto))
+    }
+
+    fn inline_content(&self, path: &TreePath, row: &rows::EntryRow) -> Option<Vec<u8>> {
+        let state = row.shown.as_ref()?.shown.state.as_ref()?;
+        let Value::File { size, hash } = &state.value else { return None };
+        if *size > INLINE_BYTES_MAX || pleach_protocol::view::own(&row.entry) != Some(&state.value) {
+            return None;
+        }
+        let bytes = self.read_content(path, *hash, 0, usize::try_from(*size).ok()?).ok()?;
+        (blake3::hash(&bytes).as_bytes() == &hash.0).then_some(bytes)
+    }
+
+    /// Takes in a batch of a peer's journal that ends at `upto`. Durable at the next commit.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn merge(
+        &mut self,
+        peer: (NodeId, [u8; 16]),
+        rows: Vec<Announced>,
+        names: Vec<(Actor, String)>,
+        upto: u64,
+    ) -> Result<(), TreeError> {
+        for (actor, name) in names {
+            if self.index.name(actor)?.as_deref() != Some(&name) {
+                self.index.put_name(actor, &name);
+            }
+        }
+        for Announced { path, entry, content } in rows {
+            let row = self.index.row(&path)?;
+            let merged = row.entry.merge(&entry);
+            if merged != row.entry {
+                let taught_by = (merged == entry).then_some(peer);
+                self.index.announce(&path, rows::EntryRow { entry: merged, ..row }, taught_by)?;
+                self.index.commit_if_large()?;
+            }
+            if let Some(content) = content {
+                self.apply.offer(&path, content);
+            }
+        }
+        let cursor = self.index.cursor(peer.0)?.unwrap_or_default();
+        self.index.put_cursor(peer.0, &CursorRow { incarnation: peer.1, merged: upto, ..cursor });
+        Ok(())
+    }
+
+    /// Notes that a peer has merged our journal up to `seq`.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn peer_merged(&mut self, peer: NodeId, seq: u64) -> Result<(), TreeError> {
+        if let Some(cursor) = self.index.cursor(peer)?
+            && cursor.peer_merged < seq
+        {
+            self.index.put_cursor(peer, &CursorRow { peer_merged: seq, ..cursor });
+        }
+        Ok(())
+    }
+
+    /// Reads part of a content that this node has: from the tree where the path shows it, else
+    /// from the vault. The asker verifies the whole.
+    ///
+    /// # Errors
+    /// ENOENT where this node does not have it.
+    pub fn read_content(&self, path: &TreePath, hash: Hash, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let file = self.open_content(path, hash)?;
+        let mut buffer = vec![0; bytes_max];
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.vfs.read_at(&file, offset + filled as u64, &mut buffer[filled..])? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        buffer.truncate(filled);
+        Ok(buffer)
+    }
+
+    /// Opens a content by path and hash.
+    pub(super) fn open_content(&self, path: &TreePath, hash: Hash) -> io::Result<V::File> {
+        let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+        let row = self.index.row(path).map_err(io::Error::other)?;
+        let has = |value: &Value| matches!(value, Value::File { hash: h, .. } if *h == hash);
+        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| has(&s.value));
+        let root = self.vfs.root()?;
+        if shown
+            && let Ok(dir) = self.vfs.open_path(&root, &path.parent().unwrap_or_default())
+            && let Ok(file) = self.vfs.open_file(&dir, path.name())
+        {
+            let stamp = self.vfs.stat_file(&file)?;
+            if row.shown.and_then(|s| s.stamp).is_some_and(|s| s.size == stamp.size && s.mtime == stamp.mtime) {
+                return Ok(file);
+            }
+        }
+        let (start, end) = rows::vault_range(path);
+        let vaulted: Vec<(Vec<u8>, VaultRow)> =
+            self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?;
+        for (key, _) in vaulted.iter().rev().filter(|(_, row)| row.hash == Some(hash)) {
+            let (_, id) = rows::key_vault(key).ok_or_else(missing)?;
+            let vault = self.vfs.open_dir(&self.vfs.open_dir(&root, PRIVATE)?, root::VAULT)?;
+            if let Ok(file) = self.vfs.open_file(&vault, &displace::id_name(id)) {
+                return Ok(file);
+            }
+        }
+        Err(missing())
+    }
+
+    /// Whether the entry of a path is known, for tests and commands.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn entry(&self, path: &TreePath) -> Result<Option<Entry>, TreeError> {
+        Ok(index::known(self.index.row(path)?.entry))
+    }
+}

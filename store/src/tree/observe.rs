@@ -1,0 +1,206 @@
+//! Looking at paths and minting what differs from what was shown.
+
+use std::io;
+
+use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
+use pleach_protocol::path::TreePath;
+
+use super::{Tree, TreeError};
+use crate::kv::Kv;
+use crate::look::{self, Care, Found, Look};
+use crate::root::Place;
+use crate::rows::{EntryRow, Pairing, ShownRow};
+use crate::vfs::Vfs;
+
+/// Rows of a vanished directory that are looked at in one go.
+const SUBTREE_ROWS: usize = 1_000;
+/// Inodes with several names that are kept in mind; the regular rescan finds what lies beyond.
+const LINKED_MAX: usize = 100_000;
+
+/// What a look led to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Observed {
+    /// Nothing, or nothing that peers must hear.
+    Same,
+    /// A change was minted.
+    Minted,
+    /// A writer is at work: look again when they are done.
+    Busy,
+    /// The path is ignored, skipped, or not there to be judged.
+    Skipped,
+    /// The path could not be read; it is listed as a problem.
+    Problem,
+}
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Looks at one path and mints what a user changed. `rehash` distrusts the stamp, `take_open`
+    /// takes a file that is still open for writing.
+    ///
+    /// # Errors
+    /// [`TreeError`]; what concerns only this path is a problem, not an error.
+    pub fn observe(&mut self, path: &TreePath, rehash: bool, take_open: bool) -> Result<Observed, TreeError> {
+        let place = self.enter()?;
+        self.observe_in(&place, path, rehash, take_open)
+    }
+
+    pub(super) fn observe_in(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        rehash: bool,
+        take_open: bool,
+    ) -> Result<Observed, TreeError> {
+        if self.options.ignore.ignored(path, false) {
+            return Ok(Observed::Skipped);
+        }
+        let row = self.index.row(path)?;
+        let care = Care { rehash, take_open, coarse: self.coarse, now: self.now(), owners: self.owners };
+        let seen = match self.open_parent(place, path) {
+            Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), row.shown.as_ref(), care),
+            Ok(None) => Ok(Look::Gone),
+            Err(error) => Err(error),
+        };
+        self.judge(path, row, seen)
+    }
+
+    /// Opens the directory that holds a path; none where it is not there (any more).
+    pub(super) fn open_parent(&self, place: &Place<V>, path: &TreePath) -> io::Result<Option<V::Dir>> {
+        match self.vfs.open_path(&place.root, &path.parent().unwrap_or_default()) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Decides what a look at a path means, and stores it.
+    pub(super) fn judge(
+        &mut self,
+        path: &TreePath,
+        row: EntryRow,
+        seen: io::Result<Look>,
+    ) -> Result<Observed, TreeError> {
+        let found = match seen {
+            Ok(Look::Busy) => return Ok(Observed::Busy),
+            Ok(Look::Mount) => return Ok(Observed::Skipped),
+            Ok(Look::Gone | Look::Special) => None,
+            Ok(Look::Found(found)) => Some(found),
+            // A mount lies between: hidden, not deleted.
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Ok(Observed::Skipped),
+            Err(error) => {
+                self.set_problem(path, format!("cannot be read: {error}"));
+                return Ok(Observed::Problem);
+            }
+        };
+        let is_dir = found.as_ref().is_some_and(|f| f.state.value == pleach_protocol::entry::Value::Dir);
+        if self.options.ignore.ignored(path, is_dir) {
+            return Ok(Observed::Skipped);
+        }
+        self.clear_problem(path);
+        if let Some(found) = &found {
+            self.note_links(path, found);
+        }
+        let was_dir = matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == pleach_protocol::entry::Value::Dir);
+        let outcome = self.judge_found(path, row, found.as_deref())?;
+        if was_dir && !is_dir {
+            self.observe_vanished(path)?;
+        }
+        Ok(outcome)
+    }
+
+    fn judge_found(
+        &mut self,
+        path: &TreePath,
+        mut row: EntryRow,
+        found: Option<&Found>,
+    ) -> Result<Observed, TreeError> {
+        let pairing = match (&row.shown, row.pairing) {
+            (Some(_), _) => Pairing::No,
+            (None, Pairing::No) if !self.index.meta().paired => Pairing::ByTime,
+            (None, pairing) => pairing,
+        };
+        let old = row.shown.clone().unwrap_or_default();
+        let around = self.index.surroundings(path, &row)?;
+        let entry = Some(&row.entry).filter(|e| !e.context.is_empty());
+        let how = Circumstances { pairing: pairing != Pairing::No, late: false };
+        let disk = found.map(|f| &f.state);
+        let stamp = found.map(|f| f.stamp);
+        let provisional = found.is_some_and(|f| f.provisional);
+        let outcome = mint::observe(entry, &around, &old.shown, disk, how);
+        let shown = match outcome {
+            Observation::Unchanged => {
+                if row.shown.is_some() && (old.stamp != stamp || old.provisional != provisional) {
+                    row.shown = Some(ShownRow { shown: old.shown, stamp, provisional });
+                    self.index.put_row(path, &row);
+                }
+                return Ok(Observed::Same);
+            }
+            Observation::Shows(shown) => {
+                row.pairing = Pairing::No;
+                row.shown = Some(ShownRow { shown, stamp, provisional });
+                self.index.put_row(path, &row);
+                // An adopted file may still differ in time or mode.
+                self.apply.revisit(path, row.seq);
+                return Ok(Observed::Same);
+            }
+            Observation::Changed => {
+                let disk = found.map(|f| (&f.state, f.stamp.ctime));
+                let ctime_of_dir = found.and_then(|f| f.state.mtime);
+                let disk = disk.map(|(s, c)| {
+                    (s, if c == pleach_protocol::time::Time::default() { ctime_of_dir.unwrap_or(c) } else { c })
+                });
+                let (minted, shown) = self.mint(path, &row, &old.shown, disk, pairing)?;
+                row = minted;
+                shown
+            }
+        };
+        if pairing == Pairing::No {
+            let writer = self.options.name.clone();
+            self.record(path, row.seq, old.shown.state.as_ref(), disk, writer);
+        }
+        row.pairing = Pairing::No;
+        row.shown = Some(ShownRow { shown, stamp, provisional });
+        self.index.put_row(path, &row);
+        self.index.commit_if_large()?;
+        Ok(Observed::Minted)
+    }
+
+    /// A directory is gone: so is what was shown beneath it.
+    pub(super) fn observe_vanished(&mut self, dir: &TreePath) -> Result<(), TreeError> {
+        let mut after: Option<TreePath> = None;
+        loop {
+            let rows = self.index.beneath(dir, after.as_ref(), SUBTREE_ROWS)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (path, row) in rows {
+                let there = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+                if there && !self.options.ignore.ignored(&path, false) {
+                    self.judge_found(&path, row, None)?;
+                }
+            }
+        }
+    }
+
+    /// Keeps the names of an inode that has several, and makes the others dirty when one changed.
+    fn note_links(&mut self, path: &TreePath, found: &Found) {
+        if found.links < 2 || matches!(found.state.value, pleach_protocol::entry::Value::Dir) {
+            return;
+        }
+        if self.linked.len() >= LINKED_MAX && !self.linked.contains_key(&found.stamp.inode) {
+            return;
+        }
+        let names = self.linked.entry(found.stamp.inode).or_default();
+        names.insert(path.clone());
+        let others: Vec<TreePath> = names.iter().filter(|p| *p != path).cloned().collect();
+        for other in others {
+            let known = self.index.row(&other).ok().and_then(|r| r.shown).and_then(|s| s.stamp);
+            if known.is_some_and(|s| s.inode == found.stamp.inode && s != found.stamp) {
+                self.mark(&other, false, false);
+            }
+        }
+    }
+
+    /// The shown state of a path, as last stored.
+    pub(super) fn shown(row: &EntryRow) -> Shown {
+        row.shown.as_ref().map(|s| s.shown.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,443 @@
+//! One batch of changes to the disk: written back, intended, named, made durable, shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use pleach_protocol::entry::{Content, Value};
+use pleach_protocol::mint::Shown;
+use pleach_protocol::path::TreePath;
+use pleach_protocol::view::{self, State, default_mode};
+
+use super::apply::Staged;
+use super::displace::id_name;
+use super::{Tree, TreeError};
+use crate::kv::Kv;
+use crate::look::stamp_of;
+use crate::root::Place;
+use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
+use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
+
+/// Up to this many files are made durable one by one; more by one syncfs (LINUX.md §11).
+const SYNC_ONE_BY_ONE_MAX: usize = 16;
+
+/// The kind of a change to the disk.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum OpKind {
+    /// A file or link gets the name, new or in place of another.
+    Put,
+    /// A file or link leaves the name for the vault.
+    Displace,
+    /// Mode, owner or time change in place.
+    Attributes,
+    /// A directory is made.
+    MakeDir,
+    /// An empty directory is removed.
+    RemoveDir,
+}
+
+/// One change to the disk.
+pub(super) struct Op<V: Vfs> {
+    pub(super) path: TreePath,
+    pub(super) kind: OpKind,
+    pub(super) row: EntryRow,
+    pub(super) view: Option<State>,
+    pub(super) staged: Option<Staged<V>>,
+}
+
+impl<V: Vfs> Op<V> {
+    /// What the disk shows once it is carried out.
+    fn leaves(&self) -> Option<State> {
+        match self.kind {
+            OpKind::Displace | OpKind::RemoveDir => None,
+            OpKind::Put | OpKind::Attributes | OpKind::MakeDir => self.view.clone(),
+        }
+    }
+}
+
+/// What became of a change.
+pub(super) enum Outcome {
+    /// Carried out; this is the stamp of what is there now.
+    Done { stamp: Option<Stamp>, provisional: bool },
+    /// The disk is not as it was shown: look and plan again.
+    Raced,
+}
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Carries out a batch. Content is durable before its name, intents before any name.
+    pub(super) fn perform(&mut self, place: &Place<V>, mut ops: Vec<Op<V>>) -> Result<(), TreeError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        order(&mut ops);
+        let failed_sync = |source| TreeError::Disk { what: "making content durable", source };
+        let staged: Vec<&V::File> = ops.iter().filter_map(|op| Some(&op.staged.as_ref()?.file)).collect();
+        self.stamp_staged(&ops)?;
+        if staged.len() <= SYNC_ONE_BY_ONE_MAX {
+            staged.iter().try_for_each(|file| self.vfs.sync_data(file)).map_err(failed_sync)?;
+        } else if let Some(handle) = &self.apply.sync {
+            self.vfs.sync_all(handle).map_err(failed_sync)?;
+        }
+        let ids: Vec<u64> = ops.iter().map(|_| self.index.next_id()).collect();
+        let batch_key = rows::number_key(Space::Intent, self.index.next_id());
+        let intents: Vec<Intent> = ops
+            .iter()
+            .zip(&ids)
+            .map(|(op, id)| self.intent(op, *id))
+            .collect::<io::Result<_>>()
+            .map_err(failed_sync)?;
+        self.index.put_other(batch_key.clone(), &intents);
+        self.index.flush()?;
+        let parents = self.parents_before(place, &ops)?;
+        let handle = self.vfs.sync_handle(&place.root).map_err(failed_sync)?;
+        let mut outcomes = Vec::with_capacity(ops.len());
+        for (op, id) in ops.iter().zip(&ids) {
+            outcomes.push(self.carry_out(place, op, *id));
+        }
+        self.restore_times(place, &parents)?;
+        let done = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Done { .. }))).count();
+        if done > 0 && ops.len() <= SYNC_ONE_BY_ONE_MAX {
+            self.sync_dirs(place, &parents).map_err(failed_sync)?;
+        } else if done > 0 {
+            self.vfs.sync_all(&handle).map_err(failed_sync)?;
+        }
+        self.apply.sync = None;
+        for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {
+            self.conclude(place, op, id, outcome)?;
+        }
+        self.index.delete(batch_key);
+        Ok(self.index.flush()?)
+    }
+
+    /// Sets owner, mode and time on staged content, before it is written back.
+    fn stamp_staged(&mut self, ops: &[Op<V>]) -> Result<(), TreeError> {
+        for op in ops {
+            if let (Some(staged), Some(view)) = (&op.staged, &op.view) {
+                let set = self.attributes(view);
+                self.vfs
+                    .set_file_attributes(&staged.file, &set)
+                    .map_err(|source| TreeError::Disk { what: "setting the attributes of staged content", source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What to set so that a file shows `view`.
+    fn attributes(&self, view: &State) -> SetAttributes {
+        let access = view.access.as_ref();
+        SetAttributes {
+            owner: access.filter(|_| self.owners).map(|a| (a.owner.id, a.group.id)),
+            mode: Some(access.map_or(default_mode(view.value.kind()), |a| a.mode)),
+            mtime: view.mtime,
+        }
+    }
+
+    fn intent(&self, op: &Op<V>, id: u64) -> io::Result<Intent> {
+        let shown = op.row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        let inode = match &op.staged {
+            Some(staged) => Some(self.vfs.stat_file(&staged.file).map(|m| (m.inode, m.btime))?),
+            None => None,
+        };
+        let state = op.leaves();
+        Ok(Intent {
+            path: op.path.clone(),
+            op: match op.kind {
+                OpKind::Put if shown => IntentOp::Replace,
+                OpKind::Put => IntentOp::Create,
+                OpKind::Displace => IntentOp::Delete,
+                OpKind::Attributes => IntentOp::Attributes,
+                OpKind::MakeDir => IntentOp::MakeDir,
+                OpKind::RemoveDir => IntentOp::RemoveDir,
+            },
+            id,
+            context: op.row.entry.context.clone(),
+            state,
+            inode,
+        })
+    }
+
+    /// The directories whose children change, with their times from before.
+    fn parents_before(&self, place: &Place<V>, ops: &[Op<V>]) -> Result<BTreeMap<TreePath, Option<Meta>>, TreeError> {
+        let dirs: BTreeSet<TreePath> = ops.iter().filter_map(|op| op.path.parent()).collect();
+        let stat = |dir: &TreePath| {
+            let handle = self.vfs.open_path(&place.root, dir).ok()?;
+            self.vfs.stat_dir(&handle).ok()
+        };
+        Ok(dirs.into_iter().map(|dir| (dir.clone(), stat(&dir))).collect())
+    }
+
+    /// Puts back the time of each directory that only we changed; one that somebody else changed
+    /// as well keeps its new time, which is minted with their change (LINUX.md §3).
+    fn restore_times(&mut self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Result<(), TreeError> {
+        for (dir, before) in parents.iter().rev().filter(|(dir, _)| !dir.is_root()) {
+            let mut row = self.index.row(dir)?;
+            let wanted = self.index.view(dir, &row)?.and_then(|v| v.mtime);
+            let Some(shown) = row.shown.clone() else { continue };
+            let Some(mut stamp) = shown.stamp else { continue };
+            let ours = match before {
+                Some(before) => before.inode == stamp.inode && before.mtime == stamp.mtime,
+                None => true,
+            };
+            if !ours || !matches!(&shown.shown.state, Some(s) if s.value == Value::Dir && s.mtime.is_some()) {
+                continue;
+            }
+            let Ok(Some(holder)) = self.open_parent(place, dir) else { continue };
+            let set = SetAttributes { mtime: wanted, ..SetAttributes::default() };
+            if wanted.is_none() || self.vfs.set_attributes(&holder, dir.name(), &set).is_ok() {
+                let Ok(Some(meta)) = self.vfs.stat(&holder, dir.name()) else { continue };
+                let mtime = wanted.unwrap_or(meta.mtime);
+                stamp.mtime = mtime;
+                let state = shown.shown.state.map(|s| State { mtime: Some(mtime), ..s });
+                let shown = ShownRow { shown: Shown { state, ..shown.shown }, stamp: Some(stamp), ..shown };
+                self.store_shown(dir, &mut row, shown);
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_dirs(&self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> io::Result<()> {
+        for dir in parents.keys() {
+            match self.vfs.open_path(&place.root, dir) {
+                Ok(handle) => self.vfs.sync_dir(&handle)?,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.vfs.sync_dir(&place.staging)
+    }
+
+    fn carry_out(&self, place: &Place<V>, op: &Op<V>, id: u64) -> io::Result<Outcome> {
+        let Some(dir) = self.open_parent(place, &op.path)? else { return Ok(Outcome::Raced) };
+        let name = op.path.name();
+        match op.kind {
+            OpKind::Put => self.put(place, &dir, op, id),
+            OpKind::Displace => self.displace(place, &dir, name, id),
+            OpKind::Attributes => self.set_in_place(&dir, op),
+            OpKind::MakeDir => self.make_dir(&dir, op),
+            OpKind::RemoveDir => match self.vfs.remove_dir(&dir, name) {
+                Ok(()) => Ok(Outcome::Done { stamp: None, provisional: false }),
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(Outcome::Raced),
+                Err(e) => Err(e),
+            },
+        }
+    }
+
+    fn put(&self, place: &Place<V>, dir: &V::Dir, op: &Op<V>, id: u64) -> io::Result<Outcome> {
+        let (name, staged_name) = (op.path.name(), id_name(id));
+        let replaces = op.row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        if let (false, Some(staged)) = (replaces, &op.staged) {
+            return match self.vfs.link_temp(&staged.file, dir, name) {
+                Ok(()) => self.stamp_of_put(dir, op),
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(Outcome::Raced),
+                Err(error) => Err(error),
+            };
+        }
+        match (&op.staged, op.view.as_ref().map(|v| &v.value)) {
+            (Some(staged), _) => self.vfs.link_temp(&staged.file, &place.staging, &staged_name)?,
+            (None, Some(Value::Symlink { target })) => {
+                self.vfs.create_symlink(&place.staging, &staged_name, target)?;
+                if let Some(view) = &op.view {
+                    self.vfs.set_attributes(&place.staging, &staged_name, &self.attributes(view))?;
+                }
+            }
+            _ => return Ok(Outcome::Raced),
+        }
+        let mode = if replaces { RenameMode::Exchange } else { RenameMode::NoReplace };
+        match self.vfs.rename(&place.staging, &staged_name, dir, name, mode) {
+            Ok(()) => {}
+            Err(error) => {
+                self.vfs.remove_file(&place.staging, &staged_name)?;
+                let raced = matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT));
+                return if raced { Ok(Outcome::Raced) } else { Err(error) };
+            }
+        }
+        if replaces && self.is_dir(&place.staging, &staged_name)? {
+            // Somebody put a directory there: it goes back, whole.
+            self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::Exchange)?;
+            self.vfs.remove_file(&place.staging, &staged_name)?;
+            return Ok(Outcome::Raced);
+        }
+        self.stamp_of_put(dir, op)
+    }
+
+    fn is_dir(&self, dir: &V::Dir, name: &[u8]) -> io::Result<bool> {
+        Ok(self.vfs.stat(dir, name)?.is_some_and(|m| m.kind == crate::vfs::Kind::Dir))
+    }
+
+    /// Reads the stamp of what we put there. Only where inode, size, mode, owner and time are as
+    /// we set them is it ours; anything else is somebody's write, and will be looked at.
+    fn stamp_of_put(&self, dir: &V::Dir, op: &Op<V>) -> io::Result<Outcome> {
+        let (meta, provisional) = match &op.staged {
+            Some(staged) => (Some(self.vfs.stat_file(&staged.file)?), self.vfs.writers(&staged.file) == Writers::Some),
+            None => (self.vfs.stat(dir, op.path.name())?, false),
+        };
+        let (Some(meta), Some(view)) = (meta, &op.view) else {
+            return Ok(Outcome::Done { stamp: None, provisional: true });
+        };
+        let set = self.attributes(view);
+        let size_kept = op.staged.as_ref().is_none_or(|s| s.size == meta.size);
+        let ours = size_kept
+            && set.mtime.is_none_or(|t| t == meta.mtime)
+            && set.owner.is_none_or(|o| o == (meta.uid, meta.gid))
+            && (op.staged.is_none() || set.mode == Some(meta.mode));
+        Ok(Outcome::Done { stamp: ours.then(|| stamp_of(&meta)), provisional: provisional || !ours })
+    }
+
+    /// Moves a name into staging, where it is judged before it is filed.
+    fn displace(&self, place: &Place<V>, dir: &V::Dir, name: &[u8], id: u64) -> io::Result<Outcome> {
+        let staged_name = id_name(id);
+        match self.vfs.rename(dir, name, &place.staging, &staged_name, RenameMode::NoReplace) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Outcome::Raced),
+            Err(error) => return Err(error),
+        }
+        if self.is_dir(&place.staging, &staged_name)? {
+            self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::NoReplace)?;
+            return Ok(Outcome::Raced);
+        }
+        Ok(Outcome::Done { stamp: None, provisional: false })
+    }
+
+    fn make_dir(&self, dir: &V::Dir, op: &Op<V>) -> io::Result<Outcome> {
+        let Some(view) = &op.view else { return Ok(Outcome::Raced) };
+        let set = self.attributes(view);
+        match self.vfs.create_dir(dir, op.path.name(), set.mode.unwrap_or(0o755)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => return Ok(Outcome::Raced),
+            Err(error) => return Err(error),
+        }
+        self.vfs.set_attributes(dir, op.path.name(), &set)?;
+        let stamp = self.vfs.stat(dir, op.path.name())?.map(|m| stamp_of(&m));
+        Ok(Outcome::Done { stamp, provisional: false })
+    }
+
+    /// Sets attributes in place. A lease keeps writers out meanwhile, so that no write between our
+    /// check and our stamp is taken for ours; without one the stamp proves nothing afterwards.
+    fn set_in_place(&self, dir: &V::Dir, op: &Op<V>) -> io::Result<Outcome> {
+        let Some(view) = &op.view else { return Ok(Outcome::Raced) };
+        let (name, set) = (op.path.name(), self.attributes(view));
+        let expected = op.row.shown.as_ref().and_then(|s| s.stamp);
+        if !matches!(view.value, Value::File { .. }) {
+            if self.vfs.stat(dir, name)?.map(|m| stamp_of(&m)) != expected {
+                return Ok(Outcome::Raced);
+            }
+            self.vfs.set_attributes(dir, name, &set)?;
+            let stamp = self.vfs.stat(dir, name)?.map(|m| stamp_of(&m));
+            return Ok(Outcome::Done { stamp, provisional: false });
+        }
+        let file = self.vfs.open_file(dir, name)?;
+        self.vfs.with_lease(&file, |writers| {
+            if Some(stamp_of(&self.vfs.stat_file(&file)?)) != expected {
+                return Ok(Outcome::Raced);
+            }
+            self.vfs.set_file_attributes(&file, &set)?;
+            let stamp = stamp_of(&self.vfs.stat_file(&file)?);
+            Ok(Outcome::Done { stamp: Some(stamp), provisional: writers != Writers::None })
+        })
+    }
+
+    /// A change that failed half-way may have left something in staging: what is not our own goes
+    /// into the vault like anything displaced, and the next look finds the name as it is.
+    fn rescue(&mut self, place: &Place<V>, op: &Op<V>, id: u64) -> Result<(), TreeError> {
+        let disk = |source| TreeError::Disk { what: "reading staging", source };
+        let Some(meta) = self.vfs.stat(&place.staging, &id_name(id)).map_err(disk)? else { return Ok(()) };
+        let own = match &op.staged {
+            Some(staged) => self.vfs.stat_file(&staged.file).map_err(disk)?.inode == meta.inode,
+            None => false,
+        };
+        if own {
+            return self.vfs.remove_file(&place.staging, &id_name(id)).map_err(disk);
+        }
+        self.judge_displaced(place, &op.path, id, &op.row, "replaced")
+    }
+
+    /// Stores what became of a change: what came out is judged, Shown is what the disk shows now.
+    fn conclude(
+        &mut self,
+        place: &Place<V>,
+        op: Op<V>,
+        id: u64,
+        outcome: io::Result<Outcome>,
+    ) -> Result<(), TreeError> {
+        let (stamp, provisional) = match outcome {
+            Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional),
+            Ok(Outcome::Raced) => {
+                self.rescue(place, &op, id)?;
+                self.mark(&op.path, true, false);
+                return self.revisit(&op.path);
+            }
+            Err(error) => {
+                self.rescue(place, &op, id)?;
+                self.fail(&op.path, format!("{}: {error}", describe(op.kind)));
+                return Ok(());
+            }
+        };
+        let before = Self::shown(&op.row);
+        let state = op.leaves();
+        let displaced = op.kind == OpKind::Displace || (op.kind == OpKind::Put && before.state.is_some());
+        if displaced {
+            let lost = view::conflicts(&op.row.entry, &self.index.surroundings(&op.path, &op.row)?);
+            let old = before.state.as_ref().map(|s| &s.value);
+            let named = op.row.entry.content.values().any(|s| matches!(&s.content, Content::Absent { .. }));
+            let reason = if lost.iter().any(|l| Some(&l.value) == old) {
+                "conflict"
+            } else if state.is_none() && named {
+                "deleted"
+            } else {
+                "replaced"
+            };
+            self.judge_displaced(place, &op.path, id, &op.row, reason)?;
+        }
+        let writer = self.writer_of(&op.row.entry)?;
+        self.record(&op.path, op.row.seq, before.state.as_ref(), state.as_ref(), writer);
+        let context = op.row.entry.context.clone();
+        let state = fill_in(state, stamp);
+        let mut row = self.index.row(&op.path)?;
+        self.store_shown(&op.path, &mut row, ShownRow { shown: Shown { context, state }, stamp, provisional });
+        self.apply_done(&op.path);
+        if provisional {
+            self.mark(&op.path, true, false);
+        }
+        // A directory that waited for this removal, a conflict that came out, another round.
+        self.revisit(&op.path)?;
+        if op.view.is_none()
+            && let Some(dir) = op.path.parent().filter(|d| !d.is_root())
+            && self.index.view(&dir, &self.index.row(&dir)?)?.is_none()
+        {
+            self.revisit(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a view leaves unmanaged is shown as the disk has it.
+fn fill_in(state: Option<State>, stamp: Option<Stamp>) -> Option<State> {
+    let state = state?;
+    let access = state.access.or_else(|| stamp.map(|s| view::access_by_number(s.mode, s.uid, s.gid)));
+    Some(State { access, ..state })
+}
+
+const fn describe(kind: OpKind) -> &'static str {
+    match kind {
+        OpKind::Put => "cannot be put in place",
+        OpKind::Displace => "cannot be moved into the vault",
+        OpKind::Attributes => "its mode, owner or time cannot be set",
+        OpKind::MakeDir => "the directory cannot be made",
+        OpKind::RemoveDir => "the directory cannot be removed",
+    }
+}
+
+/// Removals first, children before their directories; then the rest, directories before children.
+fn order<V: Vfs>(ops: &mut [Op<V>]) {
+    let removes = |kind| matches!(kind, OpKind::Displace | OpKind::RemoveDir);
+    ops.sort_by(|a, b| match (removes(a.kind), removes(b.kind)) {
+        (true, true) => b.path.cmp(&a.path),
+        (false, false) => a.path.cmp(&b.path),
+        (a_removes, _) => {
+            if a_removes {
+                std::cmp::Ordering::Less
+            } else {
+                std::cmp::Ordering::Greater
+            }
+        }
+    });
+}

@@ -1,0 +1,280 @@
+//! What an earlier life of the agent left: intents to settle, torn files, staged names.
+//!
+//! After a kill -9 what differs is somebody's edit. After a crash of the machine a file may carry
+//! our time and not our content: it is torn, vaulted and fetched again, never announced (LINUX.md §1).
+
+use pleach_protocol::entry::Value;
+use pleach_protocol::mint::Shown;
+use pleach_protocol::path::TreePath;
+use pleach_protocol::view;
+
+use super::displace::id_name;
+use super::{Tree, TreeError};
+use crate::kv::Kv;
+use crate::look::{self, Care, Look, stamp_of};
+use crate::root::Place;
+use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRow, Space, VaultRow};
+use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs};
+
+const JOURNAL_ROWS: usize = 512;
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Settles what was intended, before the first scan. `crashed`: the machine went down since.
+    pub(super) fn recover(&mut self, crashed: bool) -> Result<(), TreeError> {
+        let place = self.enter()?;
+        let (start, end) = (vec![Space::Intent as u8], vec![Space::Intent as u8 + 1]);
+        let batches: Vec<(Vec<u8>, Vec<Intent>)> = self.index.others(&start, &end, usize::MAX)?;
+        for (key, intents) in batches {
+            for intent in intents {
+                self.settle_intent(&place, intent, crashed)?;
+            }
+            self.index.delete(key);
+        }
+        self.vfs
+            .sync_handle(&place.root)
+            .and_then(|handle| self.vfs.sync_all(&handle))
+            .map_err(|source| TreeError::Disk { what: "making recovered changes durable", source })?;
+        self.index.flush()?;
+        self.clear_staging(&place)?;
+        if crashed {
+            self.pair_what_was_not_durable(&place)?;
+        }
+        self.find_late_writers()?;
+        let problems: Vec<(Vec<u8>, ProblemRow)> =
+            self.index.others(&[Space::Problem as u8], &[Space::Problem as u8 + 1], usize::MAX)?;
+        for (key, row) in problems {
+            if let Some(path) = rows::key_path(&key) {
+                self.problems.insert(path.clone(), row.reason);
+                self.revisit(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_intent(&mut self, place: &Place<V>, intent: Intent, crashed: bool) -> Result<(), TreeError> {
+        let disk = |source| TreeError::Disk { what: "settling an intended change", source };
+        let name = id_name(intent.id);
+        let row = self.index.row(&intent.path)?;
+        let parent = self.open_parent(place, &intent.path).map_err(disk)?;
+        let there = match &parent {
+            Some(dir) => self.vfs.stat(dir, intent.path.name()).map_err(disk)?,
+            None => None,
+        };
+        let staged = self.vfs.stat(&place.staging, &name).map_err(disk)?;
+        let vaulted = self.vfs.stat(&place.vault, &name).map_err(disk)?;
+        let ours = |meta: &Meta| intent.inode == Some((meta.inode, meta.btime));
+        let carried = match intent.op {
+            IntentOp::Create if intent.inode.is_none() => there.is_some() && staged.is_none(),
+            IntentOp::Create => there.as_ref().is_some_and(ours),
+            IntentOp::Replace if intent.inode.is_some() => {
+                there.as_ref().is_some_and(ours) || vaulted.is_some() || staged.as_ref().is_some_and(|m| !ours(m))
+            }
+            IntentOp::Replace => {
+                vaulted.is_some() || self.holds_target(place, &intent, parent.as_ref()).map_err(disk)?
+            }
+            IntentOp::Delete => vaulted.is_some() || staged.is_some(),
+            IntentOp::Attributes => return self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk),
+            IntentOp::MakeDir => {
+                return self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk);
+            }
+            IntentOp::RemoveDir => there.is_none() && parent.is_some(),
+        };
+        if !carried {
+            if staged.as_ref().is_some_and(|m| ours(m) || intent.inode.is_none()) && intent.op != IntentOp::Delete {
+                self.vfs.remove_file(&place.staging, &name).map_err(disk)?;
+            }
+            return Ok(());
+        }
+        tracing::info!(path = %intent.path, op = ?intent.op, "an intended change was found carried out");
+        let out = matches!(intent.op, IntentOp::Replace | IntentOp::Delete);
+        if out && vaulted.is_some() {
+            self.record_vaulted(place, &intent, &row)?;
+        } else if out && staged.is_some() {
+            let reason = if intent.op == IntentOp::Delete { "deleted" } else { "replaced" };
+            self.judge_displaced(place, &intent.path, intent.id, &row, reason)?;
+        }
+        if crashed && self.is_torn(parent.as_ref(), &intent, there.as_ref()).map_err(disk)? {
+            return self.put_torn_aside(place, parent.as_ref(), &intent, &row);
+        }
+        let stamp = there.as_ref().filter(|m| intent.inode.is_none() || ours(m)).map(stamp_of);
+        let mut row = self.index.row(&intent.path)?;
+        // The stamp proves nothing until the content was read again: somebody may have written since.
+        let shown = Shown { context: intent.context, state: intent.state };
+        self.store_shown(&intent.path, &mut row, ShownRow { shown, stamp, provisional: true });
+        self.restore_parent(place, &intent.path)?;
+        self.revisit(&intent.path)
+    }
+
+    /// Whether a symbolic link's exchange took place: staging holds what is not the intended target.
+    fn holds_target(&self, place: &Place<V>, intent: &Intent, parent: Option<&V::Dir>) -> std::io::Result<bool> {
+        let Some(Value::Symlink { target }) = intent.state.as_ref().map(|s| &s.value) else { return Ok(false) };
+        let name = id_name(intent.id);
+        let Some(staged) = self.vfs.stat(&place.staging, &name)? else { return Ok(false) };
+        let there = parent.map(|dir| self.vfs.read_link(dir, intent.path.name()));
+        let placed = matches!(&there, Some(Ok(found)) if found == target);
+        let kept = staged.kind == crate::vfs::Kind::Symlink && self.vfs.read_link(&place.staging, &name)? == *target;
+        Ok(placed && !kept)
+    }
+
+    /// Attributes of files and directories are set again, as far as the file is still the one.
+    fn finish_attributes(
+        &mut self,
+        parent: Option<&V::Dir>,
+        intent: &Intent,
+        there: Option<Meta>,
+        mut row: EntryRow,
+    ) -> std::io::Result<()> {
+        let (Some(dir), Some(meta), Some(state)) = (parent, there, intent.state.as_ref()) else { return Ok(()) };
+        let is_dir = meta.kind == crate::vfs::Kind::Dir;
+        if is_dir != (state.value == Value::Dir) {
+            return Ok(());
+        }
+        let known = row.shown.as_ref().and_then(|s| s.stamp);
+        let made = intent.op == IntentOp::MakeDir;
+        let same_file =
+            known.is_some_and(|k| k.inode == meta.inode && k.btime == meta.btime && k.size == stamp_of(&meta).size);
+        let times_known = known.is_some_and(|k| k.mtime == meta.mtime) || state.mtime == Some(meta.mtime) || is_dir;
+        if !made && !(same_file && times_known) {
+            return Ok(());
+        }
+        let set = SetAttributes {
+            owner: state.access.as_ref().filter(|_| self.owners).map(|a| (a.owner.id, a.group.id)),
+            mode: state.access.as_ref().map(|a| a.mode),
+            mtime: state.mtime,
+        };
+        let name = intent.path.name();
+        if matches!(state.value, Value::File { .. }) {
+            let file = self.vfs.open_file(dir, name)?;
+            self.vfs.set_file_attributes(&file, &set)?;
+        } else {
+            self.vfs.set_attributes(dir, name, &set)?;
+        }
+        let stamp = self.vfs.stat(dir, name)?.map(|m| stamp_of(&m));
+        let shown = Shown { context: intent.context.clone(), state: Some(state.clone()) };
+        self.store_shown(&intent.path, &mut row, ShownRow { shown, stamp, provisional: !is_dir });
+        Ok(())
+    }
+
+    /// The vault has it already; only its row was lost.
+    fn record_vaulted(&mut self, place: &Place<V>, intent: &Intent, row: &EntryRow) -> Result<(), TreeError> {
+        let key = rows::vault_key(&intent.path, intent.id);
+        let known: Vec<(Vec<u8>, VaultRow)> = self.index.others(&key, &rows::after_prefix(&key), 1)?;
+        if !known.is_empty() {
+            return Ok(());
+        }
+        let disk = |source| TreeError::Disk { what: "filing a displaced version", source };
+        let name = id_name(intent.id);
+        self.vfs.rename(&place.vault, &name, &place.staging, &name, RenameMode::NoReplace).map_err(disk)?;
+        self.judge_displaced(place, &intent.path, intent.id, row, "replaced")
+    }
+
+    /// Whether a file carries our inode and time but not our content.
+    fn is_torn(&self, parent: Option<&V::Dir>, intent: &Intent, there: Option<&Meta>) -> std::io::Result<bool> {
+        let (Some(dir), Some(meta), Some(state)) = (parent, there, intent.state.as_ref()) else { return Ok(false) };
+        let Value::File { .. } = state.value else { return Ok(false) };
+        if intent.inode != Some((meta.inode, meta.btime)) || Some(meta.mtime) != state.mtime {
+            return Ok(false);
+        }
+        let care = Care { rehash: true, take_open: true, ..Care::default() };
+        match look::look(&self.vfs, dir, intent.path.name(), None, care)? {
+            Look::Found(found) => Ok(found.state.value != state.value),
+            _ => Ok(false),
+        }
+    }
+
+    /// A torn file goes into the vault; the disk shows nothing, and the content is fetched again.
+    fn put_torn_aside(
+        &mut self,
+        place: &Place<V>,
+        parent: Option<&V::Dir>,
+        intent: &Intent,
+        row: &EntryRow,
+    ) -> Result<(), TreeError> {
+        tracing::warn!(path = %intent.path, "a file was torn by a crash of the machine: it is fetched again");
+        let disk = |source| TreeError::Disk { what: "putting a torn file aside", source };
+        let id = self.index.next_id();
+        if let Some(dir) = parent {
+            let to = id_name(id);
+            self.vfs.rename(dir, intent.path.name(), &place.vault, &to, RenameMode::NoReplace).map_err(disk)?;
+        }
+        let mut now = self.index.row(&intent.path)?;
+        let context = Self::shown(row).context;
+        self.store_shown(
+            &intent.path,
+            &mut now,
+            ShownRow { shown: Shown { context, state: None }, stamp: None, provisional: false },
+        );
+        self.revisit(&intent.path)
+    }
+
+    /// Sets the time of a directory in which an intended change was found carried out.
+    fn restore_parent(&mut self, place: &Place<V>, path: &TreePath) -> Result<(), TreeError> {
+        let Some(dir) = path.parent().filter(|d| !d.is_root()) else { return Ok(()) };
+        let mut row = self.index.row(&dir)?;
+        let Some(shown) = row.shown.clone() else { return Ok(()) };
+        let (Some(mut stamp), Some(mtime)) = (shown.stamp, shown.shown.state.as_ref().and_then(|s| s.mtime)) else {
+            return Ok(());
+        };
+        let Ok(Some(holder)) = self.open_parent(place, &dir) else { return Ok(()) };
+        let set = SetAttributes { mtime: Some(mtime), ..SetAttributes::default() };
+        if self.vfs.set_attributes(&holder, dir.name(), &set).is_ok() {
+            stamp.mtime = mtime;
+            self.store_shown(&dir, &mut row, ShownRow { stamp: Some(stamp), ..shown });
+        }
+        Ok(())
+    }
+
+    /// What no intent speaks of is not known to be ours: it goes into the vault, never away.
+    fn clear_staging(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+        let disk = |source| TreeError::Disk { what: "clearing staging", source };
+        for name in self.vfs.list(&place.staging).map_err(disk)? {
+            let kept = [b"found-", &id_name(self.index.next_id())[..]].concat();
+            tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file in staging goes into the vault");
+            self.vfs.rename(&place.staging, &name.name, &place.vault, &kept, RenameMode::NoReplace).map_err(disk)?;
+        }
+        Ok(())
+    }
+
+    /// What was minted here behind the last sync and is not on disk as minted, absent or older
+    /// than this boot, is no change of a user's: it pairs, with rank 0 (DESIGN.md §7, 2).
+    fn pair_what_was_not_durable(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+        let mut after = self.index.meta().synced;
+        loop {
+            let rows = self.index.journal(after, JOURNAL_ROWS)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = *last;
+            for (_, path) in rows {
+                let mut row = self.index.row(&path)?;
+                if row.taught_by.is_some() || row.shown.is_none() {
+                    continue;
+                }
+                let care = Care { rehash: true, take_open: true, owners: self.owners, ..Care::default() };
+                let seen = match self.open_parent(place, &path) {
+                    Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), None, care),
+                    Ok(None) => Ok(Look::Gone),
+                    Err(error) => Err(error),
+                };
+                let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
+                let undone = match &seen {
+                    Ok(Look::Gone) => shown.is_some(),
+                    Ok(Look::Found(found)) => {
+                        found.stamp.ctime < self.options.booted && !view_equal(shown, &found.state)
+                    }
+                    _ => false,
+                };
+                if undone {
+                    tracing::warn!(path = %path, "a change was lost with the machine's crash: it pairs");
+                    row.shown = None;
+                    row.pairing = Pairing::Lowest;
+                    self.index.put_row(&path, &row);
+                    self.revisit(&path)?;
+                }
+            }
+            self.index.commit_if_large()?;
+        }
+    }
+}
+
+fn view_equal(shown: Option<&view::State>, found: &view::State) -> bool {
+    shown.is_some_and(|s| found.shows(s))
+}

@@ -1,0 +1,210 @@
+//! The sorted walk that merges what is on the disk with what was shown.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use pleach_protocol::entry::Value;
+use pleach_protocol::path::TreePath;
+
+use super::{Observed, Tree, TreeError};
+use crate::ignore;
+use crate::kv::Kv;
+use crate::look::{self, Care, Look};
+use crate::root::{PRIVATE, Place};
+use crate::rows::EntryRow;
+use crate::vfs::{Kind, Vfs};
+
+/// What a scan saw.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ScanStats {
+    /// Entries looked at.
+    pub entries: u64,
+    /// Changes minted.
+    pub minted: u64,
+    /// Files that were being written, to be looked at again.
+    pub busy: u64,
+}
+
+/// Directories that wait to be walked; they are found again from their parents, so the bound is
+/// the number of directories side by side along one path.
+type Stack = Vec<TreePath>;
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Walks the whole tree, mints what differs, and ends the pairing of a new store.
+    ///
+    /// # Errors
+    /// [`TreeError`]; a path that cannot be read is a problem, not an error.
+    pub fn scan(&mut self) -> Result<ScanStats, TreeError> {
+        let stats = self.scan_below(&TreePath::ROOT)?;
+        self.scan_due = false;
+        if !self.index.meta().paired {
+            self.index.meta_mut().paired = true;
+        }
+        Ok(stats)
+    }
+
+    /// Walks a directory and everything beneath it.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn scan_below(&mut self, top: &TreePath) -> Result<ScanStats, TreeError> {
+        let place = self.enter()?;
+        let mut stats = ScanStats::default();
+        let mut stack: Stack = vec![top.clone()];
+        while let Some(dir) = stack.pop() {
+            let below = self.scan_dir(&place, &dir, &mut stats)?;
+            stack.extend(below.into_iter().rev());
+            self.index.commit_if_large()?;
+        }
+        Ok(stats)
+    }
+
+    /// Looks at the direct children of one directory; returns those that are directories.
+    fn scan_dir(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        stats: &mut ScanStats,
+    ) -> Result<Vec<TreePath>, TreeError> {
+        let listed = match self.list_dir(place, path) {
+            Ok(listed) => listed,
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+                // It went while we walked: its own look tells.
+                if !path.is_root() {
+                    self.observe_in(place, path, false, false)?;
+                }
+                return Ok(Vec::new());
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Ok(Vec::new()),
+            Err(error) => {
+                // What could not be listed is unknown, not deleted.
+                self.set_problem(path, format!("cannot be listed: {error}"));
+                return Ok(Vec::new());
+            }
+        };
+        let Some((dir, names)) = listed else { return Ok(Vec::new()) };
+        if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
+            self.read_ignore_file(&dir, path);
+        }
+        let known: BTreeMap<TreePath, EntryRow> = self.index.children(path)?.into_iter().collect();
+        let mut paths: Vec<TreePath> = Vec::with_capacity(names.len());
+        for name in names.keys() {
+            match path.join(name) {
+                Ok(child) => paths.push(child),
+                Err(error) => tracing::warn!(dir = %path, %error, "a name cannot be synced"),
+            }
+        }
+        paths.extend(known.keys().filter(|p| !names.contains_key(p.name())).cloned());
+        paths.sort();
+        let mut below = Vec::new();
+        for child in paths {
+            let row = known.get(&child).cloned().unwrap_or_default();
+            let hint = names.get(child.name()).copied().flatten();
+            if let Some(dir) = self.scan_child(&dir, child, row, hint, stats)? {
+                below.push(dir);
+            }
+        }
+        Ok(below)
+    }
+
+    /// Looks at one name; returns it where it is a directory to go into.
+    fn scan_child(
+        &mut self,
+        dir: &V::Dir,
+        child: TreePath,
+        row: EntryRow,
+        hint: Option<Kind>,
+        stats: &mut ScanStats,
+    ) -> Result<Option<TreePath>, TreeError> {
+        let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        if hint.is_none() && !shown && self.vfs_lacks(dir, &child) {
+            return Ok(None);
+        }
+        let was_dir = hint == Some(Kind::Dir);
+        if self.options.ignore.ignored(&child, was_dir) {
+            return Ok(None);
+        }
+        stats.entries += 1;
+        let care = Care { coarse: self.coarse, now: self.now(), owners: self.owners, ..Care::default() };
+        let seen = look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), care);
+        let is_dir = matches!(&seen, Ok(Look::Found(f)) if f.state.value == Value::Dir);
+        match self.judge(&child, row, seen)? {
+            Observed::Minted => stats.minted += 1,
+            Observed::Busy => {
+                stats.busy += 1;
+                self.mark(&child, false, false);
+            }
+            _ => {}
+        }
+        Ok(is_dir.then_some(child))
+    }
+
+    fn vfs_lacks(&self, dir: &V::Dir, child: &TreePath) -> bool {
+        matches!(self.vfs.stat(dir, child.name()), Ok(None))
+    }
+
+    #[allow(clippy::type_complexity, reason = "a handle and what it lists")]
+    fn list_dir(
+        &self,
+        place: &Place<V>,
+        path: &TreePath,
+    ) -> io::Result<Option<(V::Dir, BTreeMap<Vec<u8>, Option<Kind>>)>> {
+        let dir = self.vfs.open_path(&place.root, path)?;
+        let names = self.vfs.list(&dir)?;
+        let own = path.is_root().then_some(PRIVATE);
+        let names = names.into_iter().filter(|n| Some(&n.name[..]) != own).map(|n| (n.name, n.kind)).collect();
+        Ok(Some((dir, names)))
+    }
+
+    /// Takes the `.pleachignore` of a directory into the rules.
+    fn read_ignore_file(&mut self, dir: &V::Dir, path: &TreePath) {
+        let read = || -> io::Result<Vec<u8>> {
+            let file = self.vfs.open_file(dir, ignore::FILE_NAME)?;
+            let mut text = vec![0; ignore::FILE_BYTES_MAX];
+            let n = self.vfs.read_at(&file, 0, &mut text)?;
+            text.truncate(n);
+            Ok(text)
+        };
+        let text = read().ok();
+        if self.options.ignore.set_file(path, text.as_deref()) {
+            tracing::info!(dir = %path, "ignore rules read");
+        }
+    }
+
+    /// Does what is due: a whole scan, or another look at dirty paths. Returns how many paths a
+    /// writer still keeps.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn catch_up(&mut self) -> Result<usize, TreeError> {
+        if self.scan_due {
+            self.dirty.clear();
+            self.scan()?;
+        }
+        let due = std::mem::take(&mut self.dirty);
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let place = self.enter()?;
+        let mut busy = 0;
+        for (path, how) in due {
+            if self.observe_in(&place, &path, how.rehash, how.take_open)? == Observed::Busy {
+                self.mark(&path, how.rehash, how.take_open);
+                busy += 1;
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Makes a whole scan due: events were lost.
+    pub const fn scan_later(&mut self) {
+        self.scan_due = true;
+    }
+
+    /// Takes the files that were found open for writing and stayed quiet (`open_files`).
+    pub fn take_open_files(&mut self) {
+        for how in self.dirty.values_mut() {
+            how.take_open = true;
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A node on the modelled disk: it can be crashed and started again.
+
+use std::collections::BTreeMap;
+
+use pleach_protocol::version::NodeId;
+use pleach_store::ignore::IgnoreRules;
+use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
+use pleach_store::tree::{Tree, TreeError, TreeOptions};
+use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
+
+use crate::Heard;
+
+/// A tree on the modelled disk.
+pub type ModelTree = Tree<ModelVfs, MemoryKv>;
+
+/// One node: its disk, its store's disk, and the tree while its agent runs.
+#[derive(Debug)]
+pub struct ModelNode {
+    /// Its id.
+    pub id: NodeId,
+    /// The disk that holds the tree.
+    pub disk: ModelDisk,
+    /// The disk that holds the store.
+    pub kv: MemoryKvDisk,
+    /// The tree, none while the agent is down.
+    pub tree: Option<ModelTree>,
+    ignore: Vec<String>,
+    starts: u64,
+}
+
+impl ModelNode {
+    /// A node with an empty disk, not started.
+    #[must_use]
+    pub fn new(number: u8) -> Self {
+        Self {
+            id: NodeId([number; 32]),
+            disk: ModelDisk::new(),
+            kv: MemoryKvDisk::default(),
+            tree: None,
+            ignore: Vec::new(),
+            starts: 0,
+        }
+    }
+
+    /// The same with ignore rules.
+    #[must_use]
+    pub fn ignoring(mut self, rules: &[&str]) -> Self {
+        self.ignore = rules.iter().map(|r| (*r).to_owned()).collect();
+        self
+    }
+
+    /// Starts its agent.
+    ///
+    /// # Errors
+    /// The tree's.
+    ///
+    /// # Panics
+    /// For ignore rules that cannot be read.
+    pub fn start(&mut self) -> Result<(), TreeError> {
+        self.tree = None;
+        self.starts += 1;
+        let mut entropy = [self.id.0[0]; 32];
+        entropy[0] = u8::try_from(self.starts % 251).unwrap_or(0);
+        let disk = self.disk.clone();
+        let options = TreeOptions {
+            node: self.id,
+            name: format!("n{}", self.id.0[0]),
+            start: self.starts,
+            entropy,
+            expected_root: None,
+            boot: self.disk.boot().to_be_bytes().to_vec(),
+            booted: self.disk.booted(),
+            ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
+        };
+        let tree = Tree::open(ModelVfs::new(&self.disk), self.kv.open(), Box::new(move || disk.now()), options)?;
+        self.tree = Some(tree);
+        Ok(())
+    }
+
+    /// What its users see.
+    #[must_use]
+    pub fn seen(&self) -> BTreeMap<Vec<u8>, Seen> {
+        self.disk.user().snapshot(false)
+    }
+}
+
+/// Scans both and lets them talk until they come to rest; returns whether they did.
+///
+/// # Errors
+/// Either tree's; a crash on demand is one of them.
+///
+/// # Panics
+/// Where an agent is not started.
+pub fn settle(a: &mut ModelNode, b: &mut ModelNode) -> Result<bool, TreeError> {
+    for node in [&mut *a, &mut *b] {
+        node.tree.as_mut().expect("the agent runs").scan_later();
+        // Paths that failed are tried again.
+        node.disk.advance(400_000_000_000);
+    }
+    let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
+    let a_side = (a.tree.as_mut().expect("the agent runs"), a.id);
+    let b_side = (b.tree.as_mut().expect("the agent runs"), b.id);
+    crate::settle(a_side, b_side, &mut heard, 50)
+}
