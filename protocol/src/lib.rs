@@ -6,6 +6,8 @@ pub mod codec;
 pub mod entry;
 pub mod mint;
 pub mod path;
+pub mod session;
 pub mod time;
 pub mod version;
 pub mod view;
+pub mod wire;
