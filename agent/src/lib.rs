@@ -1,3 +1,6 @@
-//! What acts: the watcher, the configuration, and what the `pleach` binary is made of.
+//! What acts: the watcher, the node's loop, and what the `pleach` binary is made of.
 
+pub mod failure;
+pub mod node;
+pub mod sync;
 pub mod watch;

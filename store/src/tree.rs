@@ -29,7 +29,7 @@ mod recover;
 mod scan;
 
 pub use apply::{Want, WantId};
-pub use exchange::{Announced, INLINE_BYTES_MAX, Rows};
+pub use exchange::{INLINE_BYTES_MAX, Rows};
 pub use observe::Observed;
 pub use scan::ScanStats;
 
@@ -99,10 +99,14 @@ pub struct Tree<V: Vfs, K: Kv> {
     linked: BTreeMap<u64, BTreeSet<TreePath>>,
     problems: BTreeMap<TreePath, String>,
     minted_at: Option<Time>,
+    rules_changed: bool,
 }
 
 /// Paths that wait for another look; beyond it a scan does their work.
 const DIRTY_MAX: usize = 100_000;
+
+/// How long a minted change may wait for the sync that makes it survive a power cut.
+const SYNC_MINTED_SECS: i64 = 30;
 
 /// Why and how a path is looked at again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,6 +168,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             linked: BTreeMap::new(),
             problems: BTreeMap::new(),
             minted_at: None,
+            rules_changed: false,
         };
         tree.index.put_name(actor, &name);
         tree.recover(crashed)?;
@@ -215,6 +220,27 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.index.meta().applied.min(self.index.durable_head())
     }
 
+    /// Makes what users changed and this node minted survive a crash of the machine, when the
+    /// oldest such change is half a minute old, or now: one syncfs for all of them.
+    ///
+    /// # Errors
+    /// The file system's; nothing counts as durable then.
+    pub fn sync_minted(&mut self, now: bool) -> Result<(), TreeError> {
+        let Some(since) = self.minted_at else { return Ok(()) };
+        if !now && self.now().secs.saturating_sub(since.secs) < SYNC_MINTED_SECS {
+            return Ok(());
+        }
+        let head = self.index.meta().head;
+        let place = self.enter()?;
+        self.vfs
+            .sync_handle(&place.root)
+            .and_then(|handle| self.vfs.sync_all(&handle))
+            .map_err(|source| TreeError::Disk { what: "making local changes durable", source })?;
+        self.minted_at = None;
+        self.index.meta_mut().synced = head;
+        Ok(())
+    }
+
     /// Whether nothing waits to be looked at, fetched or applied.
     pub fn is_quiet(&self) -> bool {
         !self.scan_due && self.dirty.is_empty() && self.apply.is_idle(self.index.meta().head)
@@ -237,6 +263,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn next_dot(&mut self) -> Dot {
         self.counter += 1;
         Dot { actor: self.actor, counter: self.counter }
+    }
+
+    /// Makes another look at a path due.
+    pub fn look_again(&mut self, path: &TreePath, rehash: bool, take_open: bool) {
+        self.mark(path, rehash, take_open);
+    }
+
+    /// Whether ignore rules changed since the last call.
+    pub const fn take_rules_changed(&mut self) -> bool {
+        std::mem::replace(&mut self.rules_changed, false)
+    }
+
+    /// This node's id.
+    pub const fn node(&self) -> NodeId {
+        self.options.node
     }
 
     /// Notes a path for another look.

@@ -95,7 +95,9 @@ pub fn settle<V: Vfs, K: Kv>(
 ) -> Result<bool, TreeError> {
     for _ in 0..rounds {
         for tree in [&mut *a.0, &mut *b.0] {
-            tree.catch_up()?;
+            for path in tree.catch_up()? {
+                tree.look_again(&path, false, false);
+            }
             tree.check_late_writers()?;
             tree.commit()?;
         }

@@ -4,6 +4,7 @@ use std::io;
 
 use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Announcement;
 use pleach_protocol::version::{Actor, NodeId};
 
 use super::{Tree, TreeError, displace};
@@ -18,19 +19,8 @@ const JOURNAL_ROWS: usize = 256;
 /// Content up to this length travels with its announcement.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
 
-/// One row of an index batch.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Announced {
-    /// Where.
-    pub path: TreePath,
-    /// All that is known of it.
-    pub entry: Entry,
-    /// The shown content, where it is small and at hand.
-    pub content: Option<Vec<u8>>,
-}
-
 /// A batch for a peer: rows, the names of their writers, and the position that it reaches.
-pub type Rows = (Vec<Announced>, Vec<(Actor, String)>, u64);
+pub type Rows = (Vec<Announcement>, Vec<(Actor, String)>, u64);
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Where this node is in a peer's journal, where it ever was.
@@ -66,7 +56,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
             }
             bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);
-            rows.push(Announced { path, entry: row.entry, content });
+            rows.push(Announcement { path, entry: row.entry, content });
         }
         let upto = if whole { head.max(upto) } else { upto };
         Ok((rows, names.into_iter().collect(), upto))
@@ -89,7 +79,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn merge(
         &mut self,
         peer: (NodeId, [u8; 16]),
-        rows: Vec<Announced>,
+        rows: Vec<Announcement>,
         names: Vec<(Actor, String)>,
         upto: u64,
     ) -> Result<(), TreeError> {
@@ -98,7 +88,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.index.put_name(actor, &name);
             }
         }
-        for Announced { path, entry, content } in rows {
+        for Announcement { path, entry, content } in rows {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);
             if merged != row.entry {

@@ -11,7 +11,7 @@ use crate::ignore;
 use crate::kv::Kv;
 use crate::look::{self, Care, Look};
 use crate::root::{PRIVATE, Place};
-use crate::rows::EntryRow;
+use crate::rows::{EntryRow, Pairing};
 use crate::vfs::{Kind, Vfs};
 
 /// What a scan saw.
@@ -122,6 +122,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let was_dir = hint == Some(Kind::Dir);
         if self.options.ignore.ignored(&child, was_dir) {
+            if row.shown.is_some() {
+                self.forget_shown(&child, row)?;
+            }
             return Ok(None);
         }
         stats.entries += 1;
@@ -137,6 +140,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             _ => {}
         }
         Ok(is_dir.then_some(child))
+    }
+
+    /// A path became ignored: what was shown there, and beneath it, is forgotten, so that it pairs
+    /// if it ever leaves the list, and nothing is deleted anywhere (DESIGN.md §2).
+    fn forget_shown(&mut self, path: &TreePath, mut row: EntryRow) -> Result<(), TreeError> {
+        row.shown = None;
+        row.pairing = Pairing::ByTime;
+        self.index.put_row(path, &row);
+        let mut after = None;
+        loop {
+            let rows = self.index.beneath(path, after.as_ref(), 512)?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (path, mut row) in rows.into_iter().filter(|(_, row)| row.shown.is_some()) {
+                row.shown = None;
+                row.pairing = Pairing::ByTime;
+                self.index.put_row(&path, &row);
+            }
+            self.index.commit_if_large()?;
+        }
     }
 
     fn vfs_lacks(&self, dir: &V::Dir, child: &TreePath) -> bool {
@@ -168,43 +191,46 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let text = read().ok();
         if self.options.ignore.set_file(path, text.as_deref()) {
             tracing::info!(dir = %path, "ignore rules read");
+            self.rules_changed = true;
         }
     }
 
-    /// Does what is due: a whole scan, or another look at dirty paths. Returns how many paths a
-    /// writer still keeps.
+    /// Does what is due: a whole scan, or another look at dirty paths. Returns the paths that a
+    /// writer still keeps; whoever settles them says when to look again.
     ///
     /// # Errors
     /// As [`Tree::scan`].
-    pub fn catch_up(&mut self) -> Result<usize, TreeError> {
+    pub fn catch_up(&mut self) -> Result<Vec<TreePath>, TreeError> {
         if self.scan_due {
-            self.dirty.clear();
             self.scan()?;
         }
         let due = std::mem::take(&mut self.dirty);
         if due.is_empty() {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let place = self.enter()?;
-        let mut busy = 0;
+        let mut busy = Vec::new();
         for (path, how) in due {
             if self.observe_in(&place, &path, how.rehash, how.take_open)? == Observed::Busy {
-                self.mark(&path, how.rehash, how.take_open);
-                busy += 1;
+                busy.push(path);
             }
         }
         Ok(busy)
     }
 
+    /// Looks at the direct children of one directory.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn scan_children(&mut self, dir: &TreePath) -> Result<ScanStats, TreeError> {
+        let place = self.enter()?;
+        let mut stats = ScanStats::default();
+        self.scan_dir(&place, dir, &mut stats)?;
+        Ok(stats)
+    }
+
     /// Makes a whole scan due: events were lost.
     pub const fn scan_later(&mut self) {
         self.scan_due = true;
-    }
-
-    /// Takes the files that were found open for writing and stayed quiet (`open_files`).
-    pub fn take_open_files(&mut self) {
-        for how in self.dirty.values_mut() {
-            how.take_open = true;
-        }
     }
 }
