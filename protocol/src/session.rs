@@ -16,7 +16,7 @@ use crate::wire::{
 };
 
 /// Index batches under way towards a peer that has not acknowledged them.
-const BATCHES_MAX: usize = 4;
+const BATCHES_MAX: usize = 32;
 /// Content bytes under way towards a consumer that has not taken them.
 pub const CONTENT_WINDOW: u64 = 4 * 1024 * 1024;
 /// Credit is returned in portions of at least this.

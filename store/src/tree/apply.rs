@@ -20,6 +20,10 @@ use crate::vfs::{Kind, Vfs};
 
 /// Paths under work at once; each may hold one open file.
 const WINDOW_PATHS: usize = 256;
+/// Staged contents wait for others on their way, so that one sync serves many, until so many are
+/// there or so long has passed.
+const STAGED_ENOUGH: usize = WINDOW_PATHS / 2;
+const STAGED_WAIT_NANOS: i64 = 30_000_000;
 /// Inline contents kept for paths that the window has not reached, in bytes.
 const OFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// First and longest pause before a path that failed is tried again.
@@ -90,6 +94,8 @@ pub(super) struct Applier<V: Vfs> {
     next_want: WantId,
     /// A path was taken up that the current round has not planned.
     grown: bool,
+    /// Since when staged contents wait for others.
+    held_since: Option<Time>,
     /// Opened before the batch's first write (LINUX.md §11).
     pub(super) sync: Option<V::SyncHandle>,
 }
@@ -105,6 +111,7 @@ impl<V: Vfs> Applier<V> {
             wants: BTreeMap::new(),
             next_want: 0,
             grown: false,
+            held_since: None,
             sync: None,
         }
     }
@@ -214,10 +221,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Plans every path of the window; returns what can be done at once.
     fn plan_window(&mut self, place: &Place<V>, wants: &mut Vec<Want>) -> Result<Vec<Op<V>>, TreeError> {
         let mut ops = Vec::new();
+        let hold = self.holds_staged();
         let paths: Vec<TreePath> = self.apply.window.keys().cloned().collect();
         for path in paths {
-            if self.apply.window.get(&path).is_some_and(|w| matches!(w.progress, Progress::Building(_))) {
-                continue;
+            match self.apply.window.get(&path).map(|w| &w.progress) {
+                Some(Progress::Building(_)) => continue,
+                Some(Progress::Staged(_)) if hold => continue,
+                _ => {}
             }
             let row = self.index.row(&path)?;
             let (plan, row) = self.plan(place, &path, row, wants)?;
@@ -242,6 +252,24 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         Ok(ops)
+    }
+
+    /// Whether staged contents should wait for those on their way.
+    fn holds_staged(&mut self) -> bool {
+        let count = |of: fn(&Progress<V>) -> bool| self.apply.window.values().filter(|w| of(&w.progress)).count();
+        let building = count(|p| matches!(p, Progress::Building(_)));
+        let staged = count(|p| matches!(p, Progress::Staged(_)));
+        let now = self.now();
+        if building == 0 || staged == 0 || staged >= STAGED_ENOUGH {
+            self.apply.held_since = None;
+            return false;
+        }
+        let since = *self.apply.held_since.get_or_insert(now);
+        let waited = now.nanos_since_epoch().saturating_sub(since.nanos_since_epoch());
+        if waited > STAGED_WAIT_NANOS {
+            self.apply.held_since = None;
+        }
+        waited <= STAGED_WAIT_NANOS
     }
 
     /// Says what a path needs. Looks at the disk first: a local change is minted before anything else.
