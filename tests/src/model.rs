@@ -32,14 +32,10 @@ impl ModelNode {
     /// A node with an empty disk, not started.
     #[must_use]
     pub fn new(number: u8) -> Self {
-        Self {
-            id: NodeId([number; 32]),
-            disk: ModelDisk::new(),
-            kv: MemoryKvDisk::default(),
-            tree: None,
-            ignore: Vec::new(),
-            starts: 0,
-        }
+        let (disk, kv) = (ModelDisk::new(), MemoryKvDisk::default());
+        let machine = disk.clone();
+        kv.die_with(move || machine.crashed());
+        Self { id: NodeId([number; 32]), disk, kv, tree: None, ignore: Vec::new(), starts: 0 }
     }
 
     /// The same with ignore rules.

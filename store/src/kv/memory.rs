@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Batch, Kv, KvError, Row};
 
-#[derive(Debug, Default)]
+type Dead = Box<dyn Fn() -> bool + Send>;
+
+#[derive(Default)]
 struct State {
     durable: BTreeMap<Vec<u8>, Vec<u8>>,
     live: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -14,6 +16,14 @@ struct State {
     epoch: u64,
     fail_after: Option<u64>,
     stats: MemoryKvStats,
+    /// Says that the machine or process is dead: nothing is taken any more.
+    dead: Option<Dead>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("rows", &self.live.len()).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
 }
 
 /// What was asked of the store, so that tests can assert costs without a stopwatch.
@@ -42,6 +52,11 @@ impl MemoryKvDisk {
     #[must_use]
     pub fn open(&self) -> MemoryKv {
         MemoryKv { disk: self.clone(), epoch: self.state().epoch, poisoned: false }
+    }
+
+    /// Ties the store to a disk's fate: once `dead` says so, every call fails.
+    pub fn die_with(&self, dead: impl Fn() -> bool + Send + 'static) {
+        self.state().dead = Some(Box::new(dead));
     }
 
     /// Crashes: of the batches not flushed the first `keep` survive, for they become durable in order.
@@ -94,7 +109,8 @@ pub struct MemoryKv {
 impl MemoryKv {
     fn enter(&self) -> Result<MutexGuard<'_, State>, KvError> {
         let state = self.disk.state();
-        if self.poisoned || state.epoch != self.epoch { Err(KvError::Poisoned) } else { Ok(state) }
+        let dead = state.dead.as_ref().is_some_and(|dead| dead());
+        if self.poisoned || dead || state.epoch != self.epoch { Err(KvError::Poisoned) } else { Ok(state) }
     }
 
     fn step(&mut self, what: &'static str) -> Result<(), KvError> {
