@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_store::vfs::model::{CrashKind, Data, Keep, ModelUser};
+use pleach_store::vfs::model::{CrashKind, Data, Keep, ModelUser, Seen};
 use pleach_tests::model::{ModelNode, settle};
 
 /// One step: whether on the second node, and what a user does there.
@@ -57,10 +58,20 @@ const PHASES: &[&[Step]] = &[
 /// Contents that lost: they must be somewhere.
 const KEPT: &[&str] = &["left", "right, later", "first f", "second f", "a file", "a's edit of b", "beneath"];
 
-type Brief = BTreeMap<Vec<u8>, (String, u32, Vec<u8>)>;
+type Brief = BTreeMap<Vec<u8>, (String, u32, Vec<u8>, Vec<u8>)>;
 
+/// What a user sees, and whose writes the entry holds: what was only applied is nobody's new write.
 fn brief(node: &ModelNode) -> Brief {
-    node.seen().into_iter().map(|(path, seen)| (path, (format!("{:?}", seen.kind), seen.mode, seen.content))).collect()
+    let writers = |path: &[u8]| {
+        let path = TreePath::parse(path).unwrap();
+        let entry = node.tree.as_ref().and_then(|tree| tree.entry(&path).unwrap()).unwrap_or_default();
+        entry.content.keys().map(|dot| dot.actor.node.0[0]).collect()
+    };
+    let row = |(path, seen): (Vec<u8>, Seen)| {
+        let writers = writers(&path);
+        (path, (format!("{:?}", seen.kind), seen.mode, seen.content, writers))
+    };
+    node.seen().into_iter().map(row).collect()
 }
 
 /// A crash that is planned for one node.
