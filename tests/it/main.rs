@@ -1,4 +1,5 @@
 //! The integration tests, one binary.
 
 mod crash;
+mod rules;
 mod two_trees;
