@@ -127,19 +127,17 @@ impl Kv for SledKv {
     }
 
     fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, KvError> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        if end.is_some_and(|end| end <= start) {
-            return Ok(Vec::new());
+        // sled's iterator does not stop at an upper bound: behind the last row within it, it reads
+        // every leaf to the end of the store (alpha.124, `Iter::next`). So the bound is ours.
+        let mut rows = Vec::new();
+        for row in self.db()?.range(start.to_vec()..).take(limit) {
+            let (key, value) = row.map_err(|source| KvError::Io { what: "read rows", source })?;
+            if end.is_some_and(|end| &key[..] >= end) {
+                break;
+            }
+            rows.push((key.to_vec(), value.to_vec()));
         }
-        let db = self.db()?;
-        let end = end.map_or(Unbounded, |end| Excluded(end.to_vec()));
-        db.range((Included(start.to_vec()), end))
-            .take(limit)
-            .map(|row| match row {
-                Ok((key, value)) => Ok((key.to_vec(), value.to_vec())),
-                Err(source) => Err(KvError::Io { what: "read rows", source }),
-            })
-            .collect()
+        Ok(rows)
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), KvError> {
