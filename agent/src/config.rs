@@ -1,0 +1,625 @@
+//! The node's TOML file: every key of the contract in one table, precise errors.
+//!
+//! A key that no version knows is an error with the nearest known one; a key, or a value, whose
+//! function is not built yet is refused by name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::keys;
+
+/// Whether a key's function is built.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Built {
+    /// Any value.
+    Yes,
+    /// Only this one, its default.
+    Only(&'static str),
+    /// None.
+    No,
+}
+
+/// Table, key, whether it is built. A later version deletes rows' exceptions here and nowhere else.
+const KEYS: &[(&str, &str, Built)] = &[
+    ("node", "name", Built::Yes),
+    ("node", "listen", Built::Yes),
+    ("node", "state", Built::Yes),
+    ("node", "http", Built::No),
+    ("node", "log", Built::Yes),
+    ("tree", "name", Built::Yes),
+    ("tree", "path", Built::Yes),
+    ("tree", "direction", Built::Only("both")),
+    ("tree", "first", Built::Only("merge")),
+    ("tree", "ignore", Built::Yes),
+    ("tree", "settle", Built::Only("0s")),
+    ("tree", "open_files", Built::Only("10s")),
+    ("tree", "rescan", Built::Yes),
+    ("tree", "history", Built::Yes),
+    ("tree", "history_bytes", Built::No),
+    ("tree", "keep_free", Built::No),
+    ("tree", "deletions", Built::No),
+    ("tree", "hold", Built::No),
+    ("tree", "conflict", Built::Only("vault")),
+    ("tree", "special", Built::Only("skip")),
+    ("tree", "numeric_ids", Built::No),
+    ("tree", "links", Built::No),
+    ("tree", "atomic", Built::No),
+    ("peer", "name", Built::Yes),
+    ("peer", "address", Built::Yes),
+    ("peer", "key", Built::Yes),
+    ("peer", "trees", Built::Yes),
+    ("peer", "bwlimit", Built::No),
+    ("peer", "fallback", Built::No),
+    ("peer", "fallback_after", Built::No),
+    ("peer", "password_file", Built::No),
+    ("peer", "full_check", Built::No),
+    ("peer", "mirror", Built::No),
+    ("peer", "timeout", Built::No),
+    ("peer", "rsync_options", Built::No),
+    ("hook", "tree", Built::No),
+    ("hook", "on", Built::No),
+    ("hook", "paths", Built::No),
+    ("hook", "command", Built::No),
+    ("hook", "url", Built::No),
+    ("hook", "debounce", Built::No),
+    ("hook", "timeout", Built::No),
+];
+const TABLES: [&str; 4] = ["node", "tree", "peer", "hook"];
+const NAME_BYTES_MAX: usize = 64;
+
+/// One error in a config, with its place.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1; 0 for the file as a whole.
+    pub line: usize,
+    /// What is wrong with which key.
+    pub what: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => write!(f, "{}: {}", self.file.display(), self.what),
+            line => write!(f, "{}, line {line}: {}", self.file.display(), self.what),
+        }
+    }
+}
+
+/// A node's configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// The display name.
+    pub name: String,
+    /// Where the SSH endpoint listens.
+    pub listen: Option<String>,
+    /// The state directory.
+    pub state: PathBuf,
+    /// The log level.
+    pub log: String,
+    /// The trees.
+    pub trees: Vec<TreeConfig>,
+    /// The peers.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// One `[[tree]]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TreeConfig {
+    /// Its name on every node.
+    pub name: String,
+    /// Its root here.
+    pub path: PathBuf,
+    /// Ignore rules.
+    pub ignore: Vec<String>,
+    /// Time between full checks; zero: never.
+    pub rescan: Duration,
+    /// How long the vault keeps displaced versions.
+    pub history: Duration,
+}
+
+/// One `[[peer]]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PeerConfig {
+    /// Its local name.
+    pub name: String,
+    /// Addresses, tried in order.
+    pub addresses: Vec<String>,
+    /// Its public keys.
+    pub keys: Vec<String>,
+    /// The trees it takes; none: all.
+    pub trees: Option<Vec<String>>,
+}
+
+/// Where the config lies unless the command line says otherwise. Source: CONTRACT.md.
+#[must_use]
+pub fn default_file() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/etc/pleach/pleach.toml");
+    }
+    user_dir("XDG_CONFIG_HOME", ".config").join("pleach/pleach.toml")
+}
+
+/// Where state lies unless the config says otherwise. Source: CONTRACT.md.
+#[must_use]
+pub fn default_state() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/pleach");
+    }
+    user_dir("XDG_STATE_HOME", ".local/state").join("pleach")
+}
+
+fn user_dir(variable: &str, beneath_home: &str) -> PathBuf {
+    match std::env::var_os(variable).filter(|v| !v.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(beneath_home),
+    }
+}
+
+/// The machine's name, as far as it can be a node's.
+#[must_use]
+pub fn hostname() -> String {
+    let uname = rustix::system::uname();
+    let raw = uname.nodename().to_string_lossy().into_owned();
+    let name: String =
+        raw.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(NAME_BYTES_MAX).collect();
+    if name.is_empty() { "node".to_owned() } else { name }
+}
+
+/// Checks a name of a node, peer or tree.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(format!("'{name}' is no name: 1 to {NAME_BYTES_MAX} of the characters A-Z a-z 0-9 . _ -"))
+}
+
+/// Parses `500ms 10s 5m 24h 7d`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let millis = number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
+    millis.map(Duration::from_millis).ok_or_else(|| format!("'{text}' is no duration: say 500ms, 10s, 5m, 24h or 7d"))
+}
+
+/// Reads a config file.
+///
+/// # Errors
+/// Every error that was found, in the order of the file.
+pub fn load(file: &Path) -> Result<Config, Vec<ConfigError>> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| vec![ConfigError { file: file.to_path_buf(), line: 0, what: error.to_string() }])?;
+    parse(file, &text)
+}
+
+/// Parses a config.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(file: &Path, text: &str) -> Result<Config, Vec<ConfigError>> {
+    let mut reader = Reader { file, text, errors: Vec::new() };
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let at = error.span().unwrap_or_default();
+            reader.error(&at, error.message().to_owned());
+            return Err(reader.errors);
+        }
+    };
+    let config = reader.config(document.get_ref());
+    reader.errors.sort_by_key(|e| e.line);
+    if reader.errors.is_empty() { Ok(config) } else { Err(reader.errors) }
+}
+
+struct Reader<'a> {
+    file: &'a Path,
+    text: &'a str,
+    errors: Vec<ConfigError>,
+}
+
+type Value<'i> = Spanned<DeValue<'i>>;
+
+impl Reader<'_> {
+    fn error(&mut self, at: &Range<usize>, what: String) {
+        let before = self.text.get(..at.start).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        self.errors.push(ConfigError { file: self.file.to_path_buf(), line, what });
+    }
+
+    fn config(&mut self, document: &DeTable<'_>) -> Config {
+        let (mut node, mut trees, mut peers) = (None, Vec::new(), Vec::new());
+        for (key, value) in document {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("node", DeValue::Table(table)) => node = Some(table),
+                ("tree", DeValue::Array(tables)) => trees = self.tables("tree", tables.iter()),
+                ("peer", DeValue::Array(tables)) => peers = self.tables("peer", tables.iter()),
+                ("hook", _) => self.error(&key.span(), "[[hook]] is not in this version of pleach".into()),
+                ("node", _) => self.error(&key.span(), "'node' must be a table: write [node]".into()),
+                ("tree" | "peer", _) => {
+                    let name = key.get_ref();
+                    self.error(&key.span(), format!("'{name}' must be a list of tables: write [[{name}]]"));
+                }
+                (other, _) => {
+                    let near = nearest(other, &TABLES);
+                    self.error(&key.span(), format!("unknown table or key '{other}'{near}"));
+                }
+            }
+        }
+        let mut config = Config {
+            name: hostname(),
+            listen: None,
+            state: default_state(),
+            log: "info".to_owned(),
+            trees: Vec::new(),
+            peers: Vec::new(),
+        };
+        if let Some(node) = node {
+            self.node(node, &mut config);
+        }
+        for (at, table) in trees {
+            self.tree(&at, table, &mut config);
+        }
+        for (at, table) in peers {
+            self.peer(&at, table, &mut config);
+        }
+        config
+    }
+
+    fn tables<'t, 'i: 't>(
+        &mut self,
+        name: &str,
+        values: impl Iterator<Item = &'t Value<'i>>,
+    ) -> Vec<(Range<usize>, &'t DeTable<'i>)> {
+        let mut tables = Vec::new();
+        for value in values {
+            match value.get_ref() {
+                DeValue::Table(table) => tables.push((value.span(), table)),
+                _ => self.error(&value.span(), format!("'{name}' must be a list of tables: write [[{name}]]")),
+            }
+        }
+        tables
+    }
+
+    /// The known keys of a table; what is unknown or not built is an error.
+    fn keys<'t, 'i>(&mut self, table: &str, found: &'t DeTable<'i>) -> BTreeMap<String, &'t Value<'i>> {
+        let shown = if table == "node" { "[node]".to_owned() } else { format!("[[{table}]]") };
+        let mut keys = BTreeMap::new();
+        for (key, value) in found {
+            let name = key.get_ref().as_ref();
+            let row = KEYS.iter().find(|(t, k, _)| *t == table && *k == name);
+            match row.map(|(_, _, built)| *built) {
+                Some(Built::Yes) => {
+                    keys.insert(name.to_owned(), value);
+                }
+                Some(Built::Only(only)) => {
+                    if !matches!(value.get_ref(), DeValue::String(text) if text == only) {
+                        let what = format!("{name} in {shown}: only \"{only}\" is in this version of pleach");
+                        self.error(&key.span(), what);
+                    }
+                }
+                Some(Built::No) => {
+                    self.error(&key.span(), format!("{name} in {shown} is not in this version of pleach"));
+                }
+                None => {
+                    let known: Vec<&str> = KEYS.iter().filter(|(t, ..)| *t == table).map(|(_, k, _)| *k).collect();
+                    let near = nearest(name, &known);
+                    self.error(&key.span(), format!("unknown key '{name}' in {shown}{near}"));
+                }
+            }
+        }
+        keys
+    }
+
+    fn text(&mut self, key: &str, value: &Value<'_>) -> Option<String> {
+        match value.get_ref() {
+            DeValue::String(text) => Some(text.to_string()),
+            _ => {
+                self.error(&value.span(), format!("{key} must be a text in quotes"));
+                None
+            }
+        }
+    }
+
+    fn texts(&mut self, key: &str, value: &Value<'_>) -> Vec<String> {
+        match value.get_ref() {
+            DeValue::Array(values) => values.iter().filter_map(|v| self.text(key, v)).collect(),
+            _ => {
+                self.error(&value.span(), format!("{key} must be a list of texts: [\"...\"]"));
+                Vec::new()
+            }
+        }
+    }
+
+    fn checked<T>(&mut self, key: &str, value: &Value<'_>, check: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let text = self.text(key, value)?;
+        match check(&text) {
+            Ok(value) => Some(value),
+            Err(why) => {
+                self.error(&value.span(), format!("{key}: {why}"));
+                None
+            }
+        }
+    }
+
+    fn node(&mut self, table: &DeTable<'_>, config: &mut Config) {
+        for (key, value) in self.keys("node", table) {
+            let named = |text: &str| check_name(text).map(|()| text.to_owned());
+            match key.as_str() {
+                "name" => config.name = self.checked("name", value, named).unwrap_or_default(),
+                "listen" => config.listen = self.checked("listen", value, socket),
+                "state" => config.state = self.checked("state", value, absolute).unwrap_or_default(),
+                _ => {
+                    let level = |text: &str| match text {
+                        "error" | "warn" | "info" | "debug" | "trace" => Ok(text.to_owned()),
+                        _ => Err(format!("'{text}' is none of error, warn, info, debug, trace")),
+                    };
+                    config.log = self.checked("log", value, level).unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    fn tree(&mut self, at: &Range<usize>, table: &DeTable<'_>, config: &mut Config) {
+        let keys = self.keys("tree", table);
+        let mut tree = TreeConfig {
+            name: String::new(),
+            path: PathBuf::new(),
+            ignore: Vec::new(),
+            rescan: Duration::from_secs(86_400),
+            history: Duration::from_secs(7 * 86_400),
+        };
+        for needed in ["name", "path"] {
+            if !keys.contains_key(needed) {
+                self.error(at, format!("{needed} is missing in [[tree]]"));
+            }
+        }
+        for (key, value) in keys {
+            match key.as_str() {
+                "name" => {
+                    let known: Vec<String> = config.trees.iter().map(|t| t.name.clone()).collect();
+                    let check = |text: &str| unique("tree", text, &known);
+                    tree.name = self.checked("name", value, check).unwrap_or_default();
+                }
+                "path" => {
+                    let others: Vec<TreeConfig> = config.trees.clone();
+                    let check = |text: &str| apart(absolute(text)?, &others);
+                    tree.path = self.checked("path", value, check).unwrap_or_default();
+                }
+                "ignore" => {
+                    tree.ignore = self.texts("ignore", value);
+                    if let Err(error) = pleach_store::ignore::IgnoreRules::new(&tree.ignore) {
+                        self.error(&value.span(), format!("ignore: {error}"));
+                    }
+                }
+                "rescan" => tree.rescan = self.checked("rescan", value, duration).unwrap_or_default(),
+                _ => tree.history = self.checked("history", value, duration).unwrap_or_default(),
+            }
+        }
+        config.trees.push(tree);
+    }
+
+    fn peer(&mut self, at: &Range<usize>, table: &DeTable<'_>, config: &mut Config) {
+        let keys = self.keys("peer", table);
+        let mut peer = PeerConfig { name: String::new(), addresses: Vec::new(), keys: Vec::new(), trees: None };
+        for needed in ["name", "key"] {
+            if !keys.contains_key(needed) {
+                self.error(at, format!("{needed} is missing in [[peer]]"));
+            }
+        }
+        for (key, value) in keys {
+            match key.as_str() {
+                "name" => {
+                    let known: Vec<String> = config.peers.iter().map(|p| p.name.clone()).collect();
+                    let check = |text: &str| unique("peer", text, &known);
+                    peer.name = self.checked("name", value, check).unwrap_or_default();
+                }
+                "address" => peer.addresses = self.one_or_more("address", value, address),
+                "key" => {
+                    let check = |text: &str| keys::check_public(text).map(|()| text.to_owned());
+                    peer.keys = self.one_or_more("key", value, check);
+                }
+                _ => {
+                    let names = self.texts("trees", value);
+                    for name in &names {
+                        if !config.trees.iter().any(|t| t.name == *name) {
+                            self.error(&value.span(), format!("trees: there is no [[tree]] named '{name}'"));
+                        }
+                    }
+                    peer.trees = Some(names);
+                }
+            }
+        }
+        config.peers.push(peer);
+    }
+
+    fn one_or_more(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        check: impl Fn(&str) -> Result<String, String>,
+    ) -> Vec<String> {
+        match value.get_ref() {
+            DeValue::Array(values) => values.iter().filter_map(|v| self.checked(key, v, &check)).collect(),
+            _ => self.checked(key, value, check).into_iter().collect(),
+        }
+    }
+}
+
+fn unique(what: &str, name: &str, known: &[String]) -> Result<String, String> {
+    check_name(name)?;
+    if known.iter().any(|k| k == name) {
+        return Err(format!("there are two {what}s named '{name}'"));
+    }
+    Ok(name.to_owned())
+}
+
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    if !path.is_absolute() {
+        return Err(format!("'{text}' is not an absolute path"));
+    }
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(format!("'{text}' must not contain '..'"));
+    }
+    Ok(path.components().collect())
+}
+
+/// Trees do not lie within one another.
+fn apart(path: PathBuf, others: &[TreeConfig]) -> Result<PathBuf, String> {
+    let meets =
+        |t: &&TreeConfig| !t.path.as_os_str().is_empty() && (path.starts_with(&t.path) || t.path.starts_with(&path));
+    match others.iter().find(meets) {
+        Some(other) => Err(format!("it lies within, or holds, the tree '{}' at {}", other.name, other.path.display())),
+        None => Ok(path),
+    }
+}
+
+fn socket(text: &str) -> Result<String, String> {
+    let wrong = || format!("'{text}' is no address to listen on: say 0.0.0.0:8730 or [::]:8730");
+    text.parse::<std::net::SocketAddr>().map(|_| text.to_owned()).map_err(|_| wrong())
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let Some(rest) = text.strip_prefix("pleach://") else {
+        return Err(match text.split("://").next() {
+            Some(scheme @ ("ssh" | "rsync")) => format!("{scheme}:// addresses are not in this version of pleach"),
+            _ => format!("'{text}' is no address: say pleach://HOST[:8730], IPv6 in brackets"),
+        });
+    };
+    let wrong = || Err(format!("'{text}' is no address: say pleach://HOST[:8730], IPv6 in brackets"));
+    let port = match rest.strip_prefix('[') {
+        Some(v6) => match v6.split_once(']') {
+            Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => port,
+            _ => return wrong(),
+        },
+        None => {
+            let host = rest.split(':').next().unwrap_or_default();
+            if host.is_empty() || !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+                return wrong();
+            }
+            &rest[host.len()..]
+        }
+    };
+    match port.strip_prefix(':').map(str::parse::<u16>) {
+        None if port.is_empty() => Ok(text.to_owned()),
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        _ => wrong(),
+    }
+}
+
+/// `; did you mean 'x'?` for the nearest known word, where one is near.
+fn nearest(word: &str, known: &[&str]) -> String {
+    let best = known.iter().map(|k| (distance(word, k), k)).min();
+    match best {
+        Some((steps, name)) if steps <= 2.max(word.len() / 3) => format!("; did you mean '{name}'?"),
+        _ => String::new(),
+    }
+}
+
+/// How many single-character edits lie between two words (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (above + 1).min(row[j] + 1).min(diagonal + usize::from(x != *y));
+            diagonal = above;
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(text: &str) -> Vec<String> {
+        match parse(Path::new("p.toml"), text) {
+            Ok(_) => Vec::new(),
+            Err(errors) => errors.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn errors_name_key_line_and_the_nearest_key() {
+        for (text, want) in [
+            (
+                "[node]\nname = \"a b\"\n",
+                "p.toml, line 2: name: 'a b' is no name: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+            ),
+            ("[nodes]\n", "p.toml, line 1: unknown table or key 'nodes'; did you mean 'node'?"),
+            (
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\ningore = []\n",
+                "p.toml, line 4: unknown key 'ingore' in [[tree]]; did you mean 'ignore'?",
+            ),
+            (
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\nhold = \"off\"\n",
+                "p.toml, line 4: hold in [[tree]] is not in this version of pleach",
+            ),
+            (
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\nconflict = \"copy\"\n",
+                "p.toml, line 4: conflict in [[tree]]: only \"vault\" is in this version of pleach",
+            ),
+            ("[[tree]]\nname = \"t\"\n", "p.toml, line 1: path is missing in [[tree]]"),
+            ("[[tree]]\nname = \"t\"\npath = \"t\"\n", "p.toml, line 3: path: 't' is not an absolute path"),
+            (
+                "[[tree]]\nname=\"t\"\npath=\"/a\"\n[[tree]]\nname=\"u\"\npath=\"/a/b\"\n",
+                "p.toml, line 6: path: it lies within, or holds, the tree 't' at /a",
+            ),
+            (
+                "[[tree]]\nname=\"t\"\npath=\"/a\"\nrescan=\"24\"\n",
+                "p.toml, line 4: rescan: '24' is no duration: say 500ms, 10s, 5m, 24h or 7d",
+            ),
+            ("[[hook]]\ntree=\"t\"\n", "p.toml, line 1: [[hook]] is not in this version of pleach"),
+            ("[node]\nlog = 3\n", "p.toml, line 2: log must be a text in quotes"),
+        ] {
+            assert_eq!(errors(text).first().map(String::as_str), Some(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_whole_config_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = keys::HostKey::load_or_create(dir.path(), "x").unwrap().public_line("x");
+        let text = format!(
+            "[node]\nname=\"web1\"\nlisten=\"[::]:8730\"\nstate=\"/var/lib/pleach\"\nlog=\"debug\"\n\
+             [[tree]]\nname=\"www\"\npath=\"/srv/www/\"\nignore=[\"*.swp\"]\nhistory=\"3d\"\ndirection=\"both\"\n\
+             [[peer]]\nname=\"web2\"\naddress=[\"pleach://h\",\"pleach://[2001:db8::7]:8730\"]\nkey=\"{key}\"\ntrees=[\"www\"]\n"
+        );
+        let config = parse(Path::new("p.toml"), &text).unwrap();
+        assert_eq!(config.trees[0].path, Path::new("/srv/www"));
+        assert_eq!(config.trees[0].history, Duration::from_secs(3 * 86_400));
+        assert_eq!(config.peers[0].addresses.len(), 2);
+        assert_eq!(config.peers[0].trees.as_deref(), Some(&["www".to_owned()][..]));
+    }
+
+    #[test]
+    fn addresses_that_are_none_are_refused() {
+        for good in ["pleach://host", "pleach://10.0.0.1:1", "pleach://[::1]", "pleach://[::1]:8730"] {
+            assert!(address(good).is_ok(), "{good}");
+        }
+        for bad in ["host", "pleach://", "pleach://::1", "pleach://h:0", "pleach://h:x", "ssh://h", "rsync://h/m"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}
