@@ -85,23 +85,17 @@ fn state_dir(roots: &[PathBuf; 2]) -> Result<PathBuf, Failure> {
         hasher.update(root.as_os_str().as_encoded_bytes());
         hasher.update(&[0]);
     }
-    let dir = default_state()?.join("sync").join(&hasher.finalize().to_hex()[..32]);
+    let dir = default_state().join("sync").join(&hasher.finalize().to_hex()[..32]);
     fs::create_dir_all(&dir)
         .map_err(|error| Failure::done(format!("sync: making {}", dir.display()), error.to_string()))?;
     Ok(dir)
 }
 
-/// Where state lies unless a config says otherwise. Source: CONTRACT.md, configuration.
-fn default_state() -> Result<PathBuf, Failure> {
-    if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|d| !d.is_empty()) {
-        return Ok(PathBuf::from(dir).join("pleach"));
-    }
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/pleach"));
-    }
-    match std::env::var_os("HOME").filter(|d| !d.is_empty()) {
-        Some(home) => Ok(PathBuf::from(home).join(".local/state/pleach")),
-        None => Err(Failure::done("sync", "there is no place for its state").help("set XDG_STATE_HOME or HOME")),
+/// Users may put state elsewhere by XDG_STATE_HOME, root too: this command has no config.
+fn default_state() -> PathBuf {
+    match std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir).join("pleach"),
+        None => crate::config::default_state(),
     }
 }
 

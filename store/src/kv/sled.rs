@@ -3,6 +3,7 @@
 //! A directory holds `db` (sled's), `ready` (our marker that `db` was made whole) and `lock`.
 //! sled does not sync its first files: a cut in the first seconds left a store that does not open.
 //! So they are synced here before the marker is written, and a `db` without marker is made anew.
+//! A row that cannot be read later leaves the marker `suspect`: the next opening calls the store broken.
 //! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
 
 use std::fs::{self, File, OpenOptions};
@@ -59,12 +60,24 @@ impl SledKv {
             fs::write(&ready, b"pleach store\n").map_err(io("mark a new store as ready"))?;
             sync_path(&ready).and_then(|()| sync_path(dir)).map_err(io("mark a new store as ready"))?;
         }
+        if dir.join("suspect").exists() {
+            let reason = "rows could not be read when it was last open".into();
+            return Err(KvError::Broken { path: db_dir.display().to_string(), reason });
+        }
         let db = open_db(&db_dir)?;
         Ok(Self { dir: dir.to_path_buf(), db: Some(db), written_bytes: 0, _lock: lock })
     }
 
     fn db(&self) -> Result<&Db, KvError> {
         self.db.as_ref().ok_or(KvError::Poisoned)
+    }
+
+    /// A read failed: what the store holds cannot be trusted any more.
+    fn suspect(&self, what: &'static str, source: io::Error) -> KvError {
+        if let Err(error) = fs::write(self.dir.join("suspect"), source.to_string()) {
+            tracing::error!(%error, "the store is suspect, and that cannot be noted");
+        }
+        KvError::Io { what, source }
     }
 
     fn poison(&mut self, what: &'static str, source: io::Error) -> KvError {
@@ -82,9 +95,11 @@ pub fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     let free = (0..u32::MAX).map(|n| dir.join(format!("broken-{now}-{n}"))).find(|p| !p.exists());
     let aside = free.ok_or_else(|| io::Error::other("no free name"))?;
     fs::rename(dir.join("db"), &aside)?;
-    match fs::remove_file(dir.join("ready")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    for marker in ["ready", "suspect"] {
+        match fs::remove_file(dir.join(marker)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     sync_path(dir)?;
     Ok(aside)
@@ -122,7 +137,7 @@ fn open_db(dir: &Path) -> Result<Db, KvError> {
 
 impl Kv for SledKv {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        let found = self.db()?.get(key).map_err(|source| KvError::Io { what: "read a row", source })?;
+        let found = self.db()?.get(key).map_err(|source| self.suspect("read a row", source))?;
         Ok(found.map(|value| value.to_vec()))
     }
 
@@ -131,7 +146,7 @@ impl Kv for SledKv {
         // every leaf to the end of the store (alpha.124, `Iter::next`). So the bound is ours.
         let mut rows = Vec::new();
         for row in self.db()?.range(start.to_vec()..).take(limit) {
-            let (key, value) = row.map_err(|source| KvError::Io { what: "read rows", source })?;
+            let (key, value) = row.map_err(|source| self.suspect("read rows", source))?;
             if end.is_some_and(|end| &key[..] >= end) {
                 break;
             }
@@ -207,6 +222,18 @@ mod tests {
         let aside = move_aside(dir.path()).unwrap();
         assert!(aside.is_dir());
         assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_suspect_store_is_broken_until_it_is_moved_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        put(&mut kv, "a", b"1");
+        kv.suspect("read a row", io::Error::other("a fault"));
+        drop(kv);
+        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
+        move_aside(dir.path()).unwrap();
+        assert!(SledKv::open(dir.path()).is_ok());
     }
 
     #[test]
