@@ -1,5 +1,7 @@
 //! `pleach sync` as users run it: the real binary on real directories.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

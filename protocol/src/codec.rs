@@ -17,6 +17,9 @@ fn options() -> impl Options {
 }
 
 /// Encodes a value.
+///
+/// # Panics
+/// Never for our types: they have no parts of unknown length.
 #[must_use]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     bincode::DefaultOptions::new().serialize(value).expect("our types have no unsized parts")

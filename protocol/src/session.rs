@@ -361,10 +361,10 @@ impl Session {
             }
             Input::Rows(tree, rows, names, upto) => self.send_rows(tree, &rows, names, upto),
             Input::Merged(tree, upto) => {
-                self.say(tree, upto, |stream| &mut stream.merged_said, |tree, upto| Message::Merged { tree, upto })
+                self.say(tree, upto, |stream| &mut stream.merged_said, |tree, upto| Message::Merged { tree, upto });
             }
             Input::Applied(tree, upto) => {
-                self.say(tree, upto, |stream| &mut stream.applied_said, |tree, upto| Message::Applied { tree, upto })
+                self.say(tree, upto, |stream| &mut stream.applied_said, |tree, upto| Message::Applied { tree, upto });
             }
             Input::Want(tree, want, path, hash) => {
                 if let Some(tree) = self.theirs(tree) {

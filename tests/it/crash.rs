@@ -185,13 +185,13 @@ fn sweep(kinds: &[(CrashKind, usize)]) {
     let (a, b) = run(None).unwrap();
     let expected = brief(&a);
     check(&a, &b, &expected).unwrap();
-    let step = if std::env::var("PLEACH_SWEEP").is_ok_and(|v| v == "all") { 1 } else { 5 };
+    let step: u32 = if std::env::var("PLEACH_SWEEP").is_ok_and(|v| v == "all") { 1 } else { 5 };
     let mut failures = Vec::new();
     let mut runs = 0;
     for on_b in [false, true] {
         let calls = if on_b { b.disk.calls() } else { a.disk.calls() };
         for (at, (kind, kept_batches)) in kinds.iter().enumerate() {
-            for call in (1 + at as u64 % step..=calls).step_by(step as usize) {
+            for call in (1 + at as u64 % u64::from(step)..=calls).step_by(usize::try_from(step).unwrap()) {
                 let plan = Plan { on_b, call, kind: *kind, kept_batches: *kept_batches };
                 runs += 1;
                 if let Err(what) = run(Some(plan)).and_then(|(a, b)| check(&a, &b, &expected)) {

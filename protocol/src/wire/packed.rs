@@ -26,6 +26,9 @@ pub struct ActorRow {
 /// A dot with its actor by number.
 type Packed = (u32, u64);
 
+/// A loser with its dot by number.
+type PackedLoser = (Packed, Rank, Value);
+
 /// An [`Entry`] with actors by number.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct PackedEntry {
@@ -33,7 +36,7 @@ pub struct PackedEntry {
     content: Vec<(Packed, Rank, bool, Packed, Content)>,
     times: Vec<(Packed, Rank, Value, Time)>,
     access: Vec<(Packed, Rank, ValueKind, Packed, Access)>,
-    losers: Vec<(Packed, Vec<(Packed, Rank, Value)>)>,
+    losers: Vec<(Packed, Vec<PackedLoser>)>,
 }
 
 /// Says what of an entry from a peer breaks the rules.

@@ -134,7 +134,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let same_file =
             known.is_some_and(|k| k.inode == meta.inode && k.btime == meta.btime && k.size == stamp_of(&meta).size);
         let times_known = known.is_some_and(|k| k.mtime == meta.mtime) || state.mtime == Some(meta.mtime) || is_dir;
-        if !made && !(same_file && times_known) {
+        let still_the_one = made || (same_file && times_known);
+        if !still_the_one {
             return Ok(());
         }
         let set = SetAttributes {
