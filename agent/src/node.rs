@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::{Input, Link, Output, Session, SessionError};
+use pleach_protocol::session::{Input, Link, Moment, Output, Session, SessionError};
 use pleach_protocol::version::NodeId;
-use pleach_protocol::wire::{BATCH_BYTES, CONTENT_BYTES_MAX, FrameError, FrameReader};
+use pleach_protocol::wire::{FrameError, FrameReader};
 use pleach_store::kv::sled::SledKv;
 use pleach_store::tree::{Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
@@ -122,6 +122,8 @@ struct Running {
     kept: BTreeMap<TreePath, Kept>,
     opened: bool,
     stop: bool,
+    /// When the session's time began.
+    began: Instant,
 }
 
 impl Node {
@@ -140,6 +142,7 @@ impl Node {
             kept: BTreeMap::new(),
             opened: false,
             stop: false,
+            began: Instant::now(),
         };
         let outcome = running.run();
         if let Err(error) = &outcome {
@@ -175,6 +178,7 @@ impl Running {
             self.drain()?;
             self.show();
             self.wait()?;
+            // A pipe within one process is never dead: `handle_timeout` is for links that can be.
         }
         self.node.tree.sync_minted(true)?;
         Ok(self.node.tree.commit()?)
@@ -212,7 +216,8 @@ impl Running {
         let at = usize::from(link == Link::Bulk);
         self.readers[at].push(bytes);
         while let Some(body) = self.readers[at].next_frame()? {
-            self.node.session.handle_frame(link, &body)?;
+            let now = self.now();
+            self.node.session.handle_frame(now, link, &body)?;
             self.drain()?;
         }
         Ok(())
@@ -286,13 +291,18 @@ impl Running {
         Ok(())
     }
 
+    fn now(&self) -> Moment {
+        Moment(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// Tells the session what became durable.
     fn tell(&mut self) {
+        let now = self.now();
         let session = &mut self.node.session;
         if let Some(upto) = self.merged.take() {
-            session.handle_local(Input::Merged(0, upto));
+            session.handle_local(now, Input::Merged { tree: 0, upto });
         }
-        session.handle_local(Input::Head(0, self.node.tree.head()));
+        session.handle_local(now, Input::Head { tree: 0, seq: self.node.tree.head() });
         let applied = self.node.tree.applied();
         let mut reached = None;
         while let Some((theirs, _)) = self.to_apply.front().copied().filter(|(_, ours)| *ours <= applied) {
@@ -300,7 +310,7 @@ impl Running {
             self.to_apply.pop_front();
         }
         if let Some(upto) = reached {
-            session.handle_local(Input::Applied(0, upto));
+            session.handle_local(now, Input::Applied { tree: 0, upto, stuck: 0 });
         }
     }
 
@@ -309,7 +319,9 @@ impl Running {
             return Ok(());
         }
         for want in self.node.tree.apply()? {
-            self.node.session.handle_local(Input::Want(0, want.id, want.path, want.hash));
+            let now = self.now();
+            let (path, hash, size) = (want.path, want.hash, want.size);
+            self.node.session.handle_local(now, Input::Want { tree: 0, want: want.id, path, hash, size });
         }
         Ok(())
     }
@@ -317,12 +329,13 @@ impl Running {
     /// Carries out what the session wants done.
     fn drain(&mut self) -> Result<(), NodeError> {
         while let Some(output) = self.node.session.poll_output() {
+            let now = self.now();
             match output {
-                Output::Transmit(link, bytes) => {
+                Output::Transmit { link, frame } => {
                     // A peer that is gone has closed its inbox; the loop ends by its own channel.
-                    self.node.outbox.send(Event::Bytes(link, bytes)).ok();
+                    self.node.outbox.send(Event::Bytes(link, frame)).ok();
                 }
-                Output::Opened(_, _, incarnation) => {
+                Output::Opened { incarnation, .. } => {
                     self.incarnation = incarnation;
                     self.opened = true;
                     // What an earlier session merged may be applied long since: the peer hears it anew.
@@ -330,46 +343,49 @@ impl Running {
                         self.to_apply.push_back((merged, self.node.tree.index().meta().head));
                     }
                 }
-                Output::Absent(_) => {}
-                Output::ReadRows(tree, after) => {
+                Output::Absent { .. } => {}
+                Output::TooLarge { .. } => {}
+                Output::ReadRows { tree, after, bytes_max } => {
                     let peer = (self.node.peer, self.incarnation);
-                    let (rows, names, upto) = self.node.tree.read_rows(after, BATCH_BYTES, peer)?;
-                    self.node.session.handle_local(Input::Rows(tree, rows, names, upto));
+                    let (rows, names, upto) = self.node.tree.read_rows(after, bytes_max, peer)?;
+                    self.node.session.handle_local(now, Input::Rows { tree, rows, names, upto });
                 }
-                Output::Merge(_, rows, names, upto) => {
+                Output::Merge { rows, names, upto, .. } => {
                     lock(&self.node.status).received += rows.len() as u64;
                     self.node.tree.merge((self.node.peer, self.incarnation), rows, names, upto)?;
                     self.merged = Some(upto);
                     self.to_apply.push_back((upto, self.node.tree.index().meta().head));
                 }
-                Output::ReadContent(tree, request, path, hash, offset) => {
-                    self.read_content(tree, request, &path, hash, offset);
+                Output::ReadContent { tree, request, path, hash, offset, bytes_max } => {
+                    self.read_content((tree, request), &path, hash, offset, bytes_max);
                 }
-                Output::Received(_, want, offset, bytes, last) => {
+                Output::Received { want, offset, bytes, last, .. } => {
                     lock(&self.node.status).received_bytes += bytes.len() as u64;
                     self.node.tree.receive(want, offset, &bytes, last)?;
-                    self.node.session.handle_local(Input::Consumed(bytes.len() as u64));
+                    self.node.session.handle_local(now, Input::Consumed { bytes: bytes.len() as u64 });
                 }
-                Output::Missing(_, want, reason) => self.node.tree.missing(want, &reason)?,
-                Output::PeerMerged(_, seq) => {
+                Output::Missing { want, reason, .. } => self.node.tree.missing(want, &reason)?,
+                Output::PeerMerged { seq, .. } => {
                     self.node.tree.peer_merged(self.node.peer, seq)?;
                     lock(&self.node.status).peer_merged = seq;
                 }
-                Output::PeerApplied(_, seq) => lock(&self.node.status).peer_applied = seq,
+                Output::PeerApplied { seq, .. } => lock(&self.node.status).peer_applied = seq,
             }
         }
         Ok(())
     }
 
-    fn read_content(&mut self, tree: usize, request: u64, path: &TreePath, hash: Hash, offset: u64) {
-        let input = match self.node.tree.read_content(path, hash, offset, CONTENT_BYTES_MAX) {
-            Ok(bytes) => {
-                let last = bytes.len() < CONTENT_BYTES_MAX;
-                Input::Content(tree, request, offset, bytes, last)
+    fn read_content(&mut self, of: (usize, u64), path: &TreePath, hash: Hash, offset: u64, bytes_max: usize) {
+        let (tree, request) = of;
+        let input = match self.node.tree.read_content(path, hash, offset, bytes_max) {
+            Ok(bytes) => Input::Content { tree, request, offset, bytes, last: false },
+            Err(error) => {
+                let reason = format!("the peer does not have this content now: {error}");
+                Input::Gone { tree, request, reason }
             }
-            Err(error) => Input::Gone(tree, request, format!("the peer does not have this content now: {error}")),
         };
-        self.node.session.handle_local(input);
+        let now = self.now();
+        self.node.session.handle_local(now, input);
     }
 
     fn show(&mut self) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pleach_protocol::session::{Session, TreeOffer};
+use pleach_protocol::session::{Moment, Session, SessionConfig, TreeOffer};
 use pleach_protocol::time::Time;
 use pleach_protocol::version::NodeId;
 use pleach_store::ignore::IgnoreRules;
@@ -85,17 +85,23 @@ fn state_dir(roots: &[PathBuf; 2]) -> Result<PathBuf, Failure> {
         hasher.update(root.as_os_str().as_encoded_bytes());
         hasher.update(&[0]);
     }
-    let dir = default_state().join("sync").join(&hasher.finalize().to_hex()[..32]);
+    let dir = default_state()?.join("sync").join(&hasher.finalize().to_hex()[..32]);
     fs::create_dir_all(&dir)
         .map_err(|error| Failure::done(format!("sync: making {}", dir.display()), error.to_string()))?;
     Ok(dir)
 }
 
-/// Users may put state elsewhere by XDG_STATE_HOME, root too: this command has no config.
-fn default_state() -> PathBuf {
-    match std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir).join("pleach"),
-        None => crate::config::default_state(),
+/// Where state lies unless a config says otherwise. Source: CONTRACT.md, configuration.
+fn default_state() -> Result<PathBuf, Failure> {
+    if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|d| !d.is_empty()) {
+        return Ok(PathBuf::from(dir).join("pleach"));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/pleach"));
+    }
+    match std::env::var_os("HOME").filter(|d| !d.is_empty()) {
+        Some(home) => Ok(PathBuf::from(home).join(".local/state/pleach")),
+        None => Err(Failure::done("sync", "there is no place for its state").help("set XDG_STATE_HOME or HOME")),
     }
 }
 
@@ -222,7 +228,15 @@ fn start(
         cursor: side.tree.cursor(peer).map_err(|e| Failure::done("sync", chain(&e)))?,
         head: side.tree.head(),
     };
-    let session = Session::new(side.name, side.tree.index().meta().next_id, vec![offer]);
+    let config = SessionConfig {
+        node: side.node,
+        peer,
+        name: side.name.to_owned(),
+        start: side.tree.index().meta().next_id,
+        token: [0; 16],
+        trees: vec![offer],
+    };
+    let session = Session::new(Moment(0), config);
     let node = Node {
         tree: side.tree,
         session,

@@ -5,14 +5,20 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{
-    Access, AccessSibling, Content, ContentSibling, Entry, LOSERS_MAX, Loser, Rank, SYMLINK_BYTES_MAX, TimesSibling,
-    Value, ValueKind,
+    Access, AccessSibling, Content, ContentSibling, Entry, LOSERS_MAX, Loser, Principal, Rank, SYMLINK_BYTES_MAX,
+    TimesSibling, Value, ValueKind,
 };
 use crate::time::Time;
 use crate::version::{Actor, Dot, VersionVector};
 
 /// Values of one register that are taken from a peer.
-const SIBLINGS_MAX: usize = 1024;
+pub const SIBLINGS_MAX: usize = 1024;
+/// Actors of one context that are taken from a peer.
+pub const CONTEXT_MAX: usize = 4096;
+/// The longest name of a user or a group that is taken from a peer, in bytes. Source: `LOGIN_NAME_MAX`.
+pub const PRINCIPAL_BYTES_MAX: usize = 256;
+/// The file type bits of a mode. Source: inode(7), `S_IFMT`.
+const KIND_BITS: u32 = 0o170_000;
 
 /// An actor and the display name of its node.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -26,7 +32,7 @@ pub struct ActorRow {
 /// A dot with its actor by number.
 type Packed = (u32, u64);
 
-/// A loser with its dot by number.
+/// A loser.
 type PackedLoser = (Packed, Rank, Value);
 
 /// An [`Entry`] with actors by number.
@@ -64,15 +70,18 @@ pub fn pack(entry: &Entry, number: &mut impl FnMut(Actor) -> u32) -> PackedEntry
     }
 }
 
-/// Unpacks and checks an entry.
+/// Unpacks and checks an entry; `actor` knows the actors by their numbers.
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub fn unpack(packed: PackedEntry, actors: &[ActorRow]) -> Result<Entry, EntryError> {
+pub fn unpack(packed: PackedEntry, actor: &impl Fn(u32) -> Option<Actor>) -> Result<Entry, EntryError> {
     let dot = |(number, counter): Packed| {
-        let row = usize::try_from(number).ok().and_then(|n| actors.get(n)).ok_or(EntryError("an unknown actor"))?;
-        if counter == 0 { Err(EntryError("a counter of 0")) } else { Ok(Dot { actor: row.actor, counter }) }
+        let actor = actor(number).ok_or(EntryError("an unknown actor"))?;
+        if counter == 0 { Err(EntryError("a counter of 0")) } else { Ok(Dot { actor, counter }) }
     };
+    if packed.context.len() > CONTEXT_MAX {
+        return Err(EntryError("too many actors"));
+    }
     let context: VersionVector = packed.context.into_iter().map(dot).collect::<Result<_, _>>()?;
     let own = |packed: Packed| {
         let dot = dot(packed)?;
@@ -100,9 +109,7 @@ pub fn unpack(packed: PackedEntry, actors: &[ActorRow]) -> Result<Entry, EntryEr
     }
     let mut access = BTreeMap::new();
     for (d, rank, of, file, value) in packed.access {
-        if value.mode > 0o7777 || value.owner.id == u32::MAX || value.group.id == u32::MAX {
-            return Err(EntryError("a mode or an owner that does not exist"));
-        }
+        check_access(&value)?;
         access.insert(own(d)?, AccessSibling { rank: check_rank(rank)?, of, file: dot(file)?, access: value });
     }
     let mut losers = BTreeMap::new();
@@ -128,69 +135,19 @@ fn check_value(value: &Value) -> Result<(), EntryError> {
         Value::Symlink { target } if target.is_empty() || target.len() > SYMLINK_BYTES_MAX || target.contains(&0) => {
             Err(EntryError("a link that no file system holds"))
         }
+        Value::Special { kind, .. } if kind & !KIND_BITS != 0 => Err(EntryError("a kind that does not exist")),
         _ => Ok(()),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::entry::Hash;
-    use crate::mint::{Shown, mint};
-    use crate::version::NodeId;
-    use crate::view::{State, access_by_number};
-
-    fn entry() -> Entry {
-        let dot = |n: u8| Dot { actor: Actor { node: NodeId([n; 32]), start: 1 }, counter: 1 };
-        let state = |n: u8| State {
-            value: Value::File { size: 3, hash: Hash([n; 32]) },
-            mtime: Some(Time::new(5, 6)),
-            access: Some(access_by_number(0o644, 1, 2)),
-        };
-        let (a, _) = mint(None, &Shown::default(), Some(&state(1)), dot(1), Rank(10), false);
-        let (b, _) = mint(None, &Shown::default(), Some(&state(2)), dot(2), Rank(11), false);
-        let both = a.merge(&b);
-        let shown = Shown { context: both.context.clone(), state: Some(state(2)) };
-        mint(Some(&both), &shown, Some(&state(3)), dot(3), Rank(12), false).0
+fn check_access(access: &Access) -> Result<(), EntryError> {
+    let bad_name = |name: &[u8]| name.is_empty() || name.len() > PRINCIPAL_BYTES_MAX || name.contains(&0);
+    let bad = |p: &Principal| p.id == u32::MAX || p.name.as_deref().is_some_and(bad_name);
+    if access.mode > 0o7777 || bad(&access.owner) || bad(&access.group) {
+        return Err(EntryError("a mode or an owner that does not exist"));
     }
-
-    fn packed(entry: &Entry) -> (PackedEntry, Vec<ActorRow>) {
-        let mut actors: Vec<ActorRow> = Vec::new();
-        let packed = pack(entry, &mut |actor| {
-            let at = actors.iter().position(|r| r.actor == actor).unwrap_or_else(|| {
-                actors.push(ActorRow { actor, name: String::new() });
-                actors.len() - 1
-            });
-            u32::try_from(at).unwrap()
-        });
-        (packed, actors)
-    }
-
-    #[test]
-    fn an_entry_comes_back_as_it_was() {
-        let entry = entry();
-        let (packed, actors) = packed(&entry);
-        assert_eq!(unpack(packed, &actors), Ok(entry));
-    }
-
-    #[test]
-    fn what_breaks_a_rule_is_refused() {
-        let (good, actors) = packed(&entry());
-        let broken = |change: &dyn Fn(&mut PackedEntry)| {
-            let mut bad = good.clone();
-            change(&mut bad);
-            unpack(bad, &actors).is_err()
-        };
-        assert!(broken(&|e| e.context.clear()));
-        assert!(broken(&|e| e.context[0].1 = 0));
-        assert!(broken(&|e| e.content[0].0.0 = 99));
-        assert!(broken(&|e| e.content[0].0.1 = 99));
-        assert!(broken(&|e| e.content[0].1 = Rank(i64::MAX)));
-        assert!(broken(&|e| e.times[0].3.nanos = 1_000_000_000));
-        assert!(broken(&|e| e.access[0].4.mode = 0o10000));
-        assert!(broken(&|e| e.losers[0].1 = vec![e.losers[0].1[0].clone(); LOSERS_MAX + 1]));
-        assert!(broken(&|e| {
-            e.times[0].2 = Value::Symlink { target: b"a\0b".to_vec() };
-        }));
-    }
+    Ok(())
 }
+
+#[cfg(test)]
+mod tests;
