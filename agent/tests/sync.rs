@@ -182,7 +182,9 @@ fn kill_during_a_copy_loses_nothing() {
         drop(live);
     }
     pair.once();
-    assert!(snapshot(&pair.a()) == before, "the source is as it was");
+    let after = snapshot(&pair.a());
+    let changed: Vec<_> = before.iter().filter(|(path, seen)| after.get(*path) != Some(*seen)).take(3).collect();
+    assert!(after.len() == before.len() && changed.is_empty(), "the source is as it was: {changed:?}");
     for root in [pair.a(), pair.b()] {
         assert_eq!(entries_in(&root.join(".pleach/staging")), 0, "no temporary left");
         assert_eq!(entries_in(&root.join(".pleach/vault")), 0, "nothing was displaced");

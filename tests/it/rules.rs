@@ -254,3 +254,25 @@ fn directory_times_do_not_echo() {
     assert_eq!(b.disk.user().stat("d").unwrap().mtime, Time::new(9, 9));
     assert_eq!(paths_in_vault(&a) + paths_in_vault(&b), 0);
 }
+
+/// Found by killing a copy: the directory that holds a new one kept the time of our own mkdir.
+#[test]
+fn a_kill_right_after_mkdir_changes_no_time() {
+    let (mut a, mut b) = pair();
+    a.disk.user().mkdir_all("p").unwrap();
+    a.disk.user().touch("p", Time::new(9, 9)).unwrap();
+    rest(&mut a, &mut b);
+    a.disk.user().mkdir_all("p/q").unwrap();
+    a.disk.user().touch("p", Time::new(9, 9)).unwrap();
+    let machine = b.disk.clone();
+    b.disk.before(OpKind::SetAttributes, 1, move |_| machine.crash());
+    // The crash comes out as some error, or as a store that is closed.
+    let _outcome = settle(&mut a, &mut b);
+    assert!(b.disk.crashed());
+    b.tree = None;
+    b.disk.restart(CrashKind::Process);
+    b.kv.crash(0);
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(a.disk.user().stat("p").unwrap().mtime, Time::new(9, 9));
+}

@@ -75,7 +75,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             IntentOp::Delete => vaulted.is_some() || staged.is_some(),
             IntentOp::Attributes => return self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk),
             IntentOp::MakeDir => {
-                return self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk);
+                self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk)?;
+                return self.restore_parent(place, &intent.path);
             }
             IntentOp::RemoveDir => there.is_none() && parent.is_some(),
         };
