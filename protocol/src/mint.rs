@@ -202,10 +202,11 @@ fn mint_content(entry: &mut Entry, shown: &Shown, value: Option<&Value>, stamp: 
     );
 }
 
-/// Sets the access of one file; that of other files that are still siblings stays.
+/// Sets the access of one file; that of other files that are still siblings stays, and that of other
+/// kinds: a concurrent edit may bring the old kind back, which must still have its mode.
 fn mint_access(entry: &mut Entry, seen: &VersionVector, sibling: AccessSibling, dot: Dot) {
     let others: BTreeSet<Dot> = entry.content.values().map(|s| s.file).filter(|file| *file != sibling.file).collect();
-    entry.access.retain(|d, a| !seen.contains(*d) || others.contains(&a.file));
+    entry.access.retain(|d, a| !seen.contains(*d) || a.of != sibling.of || others.contains(&a.file));
     entry.access.insert(dot, sibling);
 }
 

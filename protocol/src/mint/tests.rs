@@ -113,3 +113,14 @@ fn a_removed_derived_directory_is_no_deletion() {
     let got = observe(None, &around, &shown, None, Circumstances::default());
     assert_eq!(got, Observation::Shows(Shown::default()));
 }
+
+/// Found by random histories: the file that outlived a concurrent link had no owner and no mode.
+#[test]
+fn a_file_that_outlives_a_concurrent_link_keeps_its_mode() {
+    let (base, shown) = mint(None, &Shown::default(), Some(&file(1)), dot(1, 1), Rank(10), false);
+    let link = State { value: Value::Symlink { target: b"t".to_vec() }, ..file(9) };
+    let (linked, _) = mint(Some(&base), &shown, Some(&link), dot(1, 2), Rank(20), false);
+    let (edited, _) = mint(Some(&base), &shown, Some(&file(2)), dot(2, 1), Rank(30), false);
+    let both = view::view(Some(&linked.merge(&edited)), &Surroundings::default()).unwrap();
+    assert_eq!((both.value, both.access), (file(2).value, file(2).access));
+}
