@@ -119,11 +119,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut buffer = vec![0; 128 * 1024];
         let mut offset = 0;
         loop {
-            match self.vfs.read_at(source, offset, &mut buffer)? {
-                0 => break,
-                n => self.vfs.write_at(&copy, offset, &buffer[..n])?,
+            let n = self.vfs.read_at(source, offset, &mut buffer)?;
+            if n == 0 {
+                break;
             }
-            offset += buffer.len() as u64;
+            self.vfs.write_at(&copy, offset, &buffer[..n])?;
+            // A read may be short: what follows begins where it ended.
+            offset += n as u64;
         }
         let copy = self.vfs.finish_temp(copy)?;
         self.vfs.sync_data(&copy)?;
