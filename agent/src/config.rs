@@ -38,15 +38,15 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("tree", "direction", Built::Only("both")),
     ("tree", "first", Built::Only("merge")),
     ("tree", "ignore", Built::Yes),
-    ("tree", "settle", Built::Only("0s")),
-    ("tree", "open_files", Built::Only("10s")),
+    ("tree", "settle", Built::Yes),
+    ("tree", "open_files", Built::Yes),
     ("tree", "rescan", Built::Yes),
     ("tree", "history", Built::Yes),
     ("tree", "history_bytes", Built::No),
     ("tree", "keep_free", Built::No),
     ("tree", "deletions", Built::No),
     ("tree", "hold", Built::No),
-    ("tree", "conflict", Built::Only("vault")),
+    ("tree", "conflict", Built::Yes),
     ("tree", "special", Built::Only("skip")),
     ("tree", "numeric_ids", Built::No),
     ("tree", "links", Built::No),
@@ -111,6 +111,32 @@ pub struct Config {
     pub peers: Vec<PeerConfig>,
 }
 
+/// When a file that stays open for writing is taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum OpenFiles {
+    /// Once it is closed.
+    Never,
+    /// After so much quiet.
+    After(Duration),
+}
+
+impl TreeConfig {
+    /// A tree of which nothing but name and path is said. Source of the values: CONTRACT.md.
+    #[must_use]
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            path: path.into(),
+            ignore: Vec::new(),
+            rescan: Duration::from_secs(86_400),
+            history: Duration::from_secs(7 * 86_400),
+            settle: Duration::ZERO,
+            open_files: OpenFiles::After(Duration::from_secs(10)),
+            conflict_copies: false,
+        }
+    }
+}
+
 /// One `[[tree]]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TreeConfig {
@@ -124,6 +150,12 @@ pub struct TreeConfig {
     pub rescan: Duration,
     /// How long the vault keeps displaced versions.
     pub history: Duration,
+    /// Extra quiet time before a changed file is taken.
+    pub settle: Duration,
+    /// When a file that stays open for writing is taken.
+    pub open_files: OpenFiles,
+    /// Whether a conflict's loser also gets a visible copy.
+    pub conflict_copies: bool,
 }
 
 /// One `[[peer]]`.
@@ -378,13 +410,7 @@ impl Reader<'_> {
 
     fn tree(&mut self, at: &Range<usize>, table: &DeTable<'_>, config: &mut Config) {
         let keys = self.keys("tree", table);
-        let mut tree = TreeConfig {
-            name: String::new(),
-            path: PathBuf::new(),
-            ignore: Vec::new(),
-            rescan: Duration::from_secs(86_400),
-            history: Duration::from_secs(7 * 86_400),
-        };
+        let mut tree = TreeConfig::new("", "");
         for needed in ["name", "path"] {
             if !keys.contains_key(needed) {
                 self.error(at, format!("{needed} is missing in [[tree]]"));
@@ -409,6 +435,19 @@ impl Reader<'_> {
                     }
                 }
                 "rescan" => tree.rescan = self.checked("rescan", value, duration).unwrap_or_default(),
+                "settle" => tree.settle = self.checked("settle", value, duration).unwrap_or_default(),
+                "open_files" => {
+                    let default = tree.open_files;
+                    tree.open_files = self.checked("open_files", value, open_files).unwrap_or(default);
+                }
+                "conflict" => {
+                    let copies = |text: &str| match text {
+                        "vault" => Ok(false),
+                        "copy" => Ok(true),
+                        _ => Err(format!("'{text}' is none of vault, copy")),
+                    };
+                    tree.conflict_copies = self.checked("conflict", value, copies).unwrap_or_default();
+                }
                 _ => tree.history = self.checked("history", value, duration).unwrap_or_default(),
             }
         }
@@ -479,6 +518,13 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
         return Err(format!("'{text}' must not contain '..'"));
     }
     Ok(path.components().collect())
+}
+
+fn open_files(text: &str) -> Result<OpenFiles, String> {
+    match text {
+        "never" => Ok(OpenFiles::Never),
+        _ => duration(text).map(OpenFiles::After).map_err(|why| format!("{why}, or never")),
+    }
 }
 
 /// Trees do not lie within one another.
@@ -577,8 +623,12 @@ mod tests {
                 "p.toml, line 4: hold in [[tree]] is not in this version of pleach",
             ),
             (
-                "[[tree]]\nname = \"t\"\npath = \"/t\"\nconflict = \"copy\"\n",
-                "p.toml, line 4: conflict in [[tree]]: only \"vault\" is in this version of pleach",
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\nconflict = \"copies\"\n",
+                "p.toml, line 4: conflict: 'copies' is none of vault, copy",
+            ),
+            (
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\ndirection = \"send\"\n",
+                "p.toml, line 4: direction in [[tree]]: only \"both\" is in this version of pleach",
             ),
             ("[[tree]]\nname = \"t\"\n", "p.toml, line 1: path is missing in [[tree]]"),
             ("[[tree]]\nname = \"t\"\npath = \"t\"\n", "p.toml, line 3: path: 't' is not an absolute path"),

@@ -143,6 +143,11 @@ impl HostKey {
         public.to_openssh().unwrap_or_default()
     }
 
+    /// The private key, for the transport's handshakes.
+    pub(crate) fn private(&self) -> &PrivateKey {
+        &self.key
+    }
+
     /// `SHA256:…`, the node's id for people.
     #[must_use]
     pub fn fingerprint(&self) -> String {

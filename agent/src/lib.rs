@@ -2,8 +2,12 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod failure;
 pub mod keys;
+pub mod machine;
 pub mod node;
+pub mod owner;
+pub mod ssh;
 pub mod sync;
 pub mod watch;

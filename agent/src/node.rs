@@ -370,6 +370,8 @@ impl Running {
                     lock(&self.node.status).peer_merged = seq;
                 }
                 Output::PeerApplied { seq, .. } => lock(&self.node.status).peer_applied = seq,
+                // Asked by agents only.
+                Output::HeadAsked { .. } | Output::PeerHead { .. } | Output::Halted { .. } => {}
             }
         }
         Ok(())

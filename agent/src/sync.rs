@@ -138,7 +138,10 @@ fn open_side(name: &'static str, root: &Path, state: &Path) -> Result<Side, Fail
         name: name.to_owned(),
         start: u64::from_le_bytes(start),
         entropy,
-        expected_root: fs::read(&marker).ok(),
+        approved: false,
+            settle: Duration::ZERO,
+            copies: false,
+            expected_root: fs::read(&marker).ok(),
         boot: fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
         booted: booted(),
         ignore,
@@ -227,6 +230,7 @@ fn start(
         incarnation: side.tree.index().meta().incarnation,
         cursor: side.tree.cursor(peer).map_err(|e| Failure::done("sync", chain(&e)))?,
         head: side.tree.head(),
+        standing: pleach_protocol::wire::Standing::Open,
     };
     let config = SessionConfig {
         node: side.node,

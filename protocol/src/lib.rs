@@ -6,6 +6,7 @@ pub mod codec;
 pub mod entry;
 pub mod mint;
 pub mod path;
+pub mod resolve;
 pub mod session;
 pub mod time;
 pub mod version;

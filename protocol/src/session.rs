@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use crate::codec;
 use crate::entry::Hash;
 use crate::version::NodeId;
-use crate::wire::{self, Hello, Message, TreeHello, WIRE_VERSION, hello};
+use crate::wire::{self, Hello, Message, Standing, TreeHello, WIRE_VERSION, hello};
 
 mod asking;
 mod facts;
@@ -35,9 +35,9 @@ pub const CONTENT_WINDOW: u64 = 4 * 1024 * 1024;
 const GRANT_BATCHES_MAX: u16 = 1024;
 const GRANT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A peer that is not heard for this long is asked.
-const PING_AFTER: u64 = 15_000_000_000;
+const PING_AFTER: u64 = 5_000_000_000;
 /// One that is not heard for this long is gone.
-const DEAD_AFTER: u64 = 45_000_000_000;
+const DEAD_AFTER: u64 = 20_000_000_000;
 
 /// One session. See the module.
 #[derive(Debug)]
@@ -46,6 +46,11 @@ pub struct Session {
     now: Moment,
     heard: Moment,
     asked: Moment,
+    /// The oldest ping that is not answered.
+    unanswered: Option<Moment>,
+    round_trip: Option<u64>,
+    /// The peer's start bits and name.
+    introduced: Option<(u64, String)>,
     /// The peer's token in its hello on each link.
     greeted: [Option<[u8; 16]>; 2],
     /// As many as the config has trees.
@@ -72,6 +77,9 @@ impl Session {
             now,
             heard: now,
             asked: now,
+            unanswered: None,
+            round_trip: None,
+            introduced: None,
             greeted: [None, None],
             streams: config.trees.iter().cloned().map(Stream::new).collect(),
             batches_max: 0,
@@ -101,7 +109,13 @@ impl Session {
             batches: BATCHES_MAX,
             content_window: CONTENT_WINDOW,
             trees: trees
-                .map(|t| TreeHello { name: t.name.clone(), incarnation: t.incarnation, cursor: t.cursor, head: t.head })
+                .map(|t| TreeHello {
+                    name: t.name.clone(),
+                    incarnation: t.incarnation,
+                    cursor: t.cursor,
+                    head: t.head,
+                    standing: t.standing,
+                })
                 .collect(),
         }
     }
@@ -167,10 +181,44 @@ impl Session {
             return Err(SessionError::Dead);
         }
         if now >= self.heard.max(self.asked).after(PING_AFTER) {
-            self.asked = now;
-            self.transmit(&Message::Ping);
+            self.ping(now);
         }
         Ok(())
+    }
+
+    /// Asks whether the peer is there; its answer sets [`Session::round_trip`] and [`Session::heard`].
+    ///
+    /// # Panics
+    /// When time goes back.
+    pub fn ping(&mut self, now: Moment) {
+        self.advance(now);
+        self.asked = now;
+        self.unanswered.get_or_insert(now);
+        self.transmit(&Message::Ping);
+    }
+
+    /// Ends the session: tells the peer why. Nothing else is to be said after it.
+    pub fn say_bye(&mut self, reason: &str) {
+        let end = reason.floor_char_boundary(wire::REASON_BYTES_MAX);
+        self.transmit(&Message::Bye { reason: reason.get(..end).unwrap_or_default().to_owned() });
+    }
+
+    /// When the peer was heard last.
+    #[must_use]
+    pub const fn heard(&self) -> Moment {
+        self.heard
+    }
+
+    /// How long the newest answered ping took, in nanoseconds.
+    #[must_use]
+    pub const fn round_trip(&self) -> Option<u64> {
+        self.round_trip
+    }
+
+    /// The bits of the peer's start and its display name, once its hello came.
+    #[must_use]
+    pub fn peer_hello(&self) -> Option<(u64, &str)> {
+        self.introduced.as_ref().map(|(start, name)| (*start, name.as_str()))
     }
 
     /// Takes in what happened on this node. What names no tree of the config, or answers nothing
@@ -182,6 +230,16 @@ impl Session {
         self.advance(now);
         match input {
             Input::Head { tree, seq } => self.raise_head(tree, seq),
+            Input::AskHead { tree, id } => {
+                if let Some(tree) = self.theirs(tree) {
+                    self.transmit(&Message::AskHead { tree, id });
+                }
+            }
+            Input::HeadIs { tree, id, seq } => {
+                if let Some(tree) = self.theirs(tree) {
+                    self.transmit(&Message::Head { tree, id, seq });
+                }
+            }
             Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
@@ -226,6 +284,7 @@ impl Session {
 
     /// Matches the trees by name and begins to send.
     fn open(&mut self, hello: &Hello) {
+        self.introduced = Some((hello.start, hello.name.clone()));
         self.batches_max = hello.batches.min(GRANT_BATCHES_MAX);
         self.serving.grant(hello.content_window.min(GRANT_BYTES_MAX));
         for (tree, stream) in self.streams.iter_mut().enumerate() {
@@ -234,6 +293,11 @@ impl Session {
                 self.outputs.push_back(Output::Absent { tree });
                 continue;
             };
+            if theirs.standing != Standing::Open || stream.offer.standing != Standing::Open {
+                self.outputs.push_back(Output::Halted { tree, standing: theirs.standing });
+                continue;
+            }
+            let went_back = stream.is_beyond(theirs);
             let peer_cursor = stream.open(theirs, number);
             self.outputs.push_back(Output::Opened {
                 tree,
@@ -241,6 +305,7 @@ impl Session {
                 incarnation: theirs.incarnation,
                 head: theirs.head,
                 peer_cursor,
+                went_back,
             });
         }
         for tree in 0..self.streams.len() {
@@ -264,7 +329,26 @@ impl Session {
                 self.transmit(&Message::Pong);
                 Ok(())
             }
-            Message::Pong => Ok(()),
+            Message::Pong => {
+                if let Some(asked) = self.unanswered.take() {
+                    self.round_trip = Some(self.now.0.saturating_sub(asked.0));
+                }
+                Ok(())
+            }
+            Message::AskHead { tree, id } => {
+                let (tree, _) = self.stream(tree)?;
+                self.outputs.push_back(Output::HeadAsked { tree, id });
+                Ok(())
+            }
+            Message::Head { tree, id, seq } => {
+                let (tree, _) = self.stream(tree)?;
+                self.outputs.push_back(Output::PeerHead { tree, id, seq });
+                Ok(())
+            }
+            Message::Bye { reason } => {
+                let shown = reason.chars().filter(|c| !c.is_control()).take(wire::REASON_BYTES_MAX).collect();
+                Err(SessionError::Bye(shown))
+            }
         }
     }
 

@@ -13,7 +13,7 @@ pub mod packed;
 
 pub use bytes::Bytes;
 pub use frame::{FrameError, FrameReader, frame};
-pub use hello::{Hello, HelloError, LinkRole, TreeHello};
+pub use hello::{Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
 /// The version of the messages. 1: first.
@@ -121,6 +121,27 @@ pub enum Message {
     Ping,
     /// Control: yes.
     Pong,
+    /// Control: where does the receiver's journal of this tree end now?
+    AskHead {
+        /// The tree.
+        tree: u16,
+        /// The sender's number for the question.
+        id: u64,
+    },
+    /// Control: it ends here.
+    Head {
+        /// The tree.
+        tree: u16,
+        /// The receiver's number.
+        id: u64,
+        /// The sender's durable head.
+        seq: u64,
+    },
+    /// Control: the sender ends the session, for this reason.
+    Bye {
+        /// For people.
+        reason: String,
+    },
 }
 
 impl Message {

@@ -186,13 +186,15 @@ impl<K: Kv> Index<K> {
         mut row: EntryRow,
         taught_by: Option<(NodeId, [u8; 16])>,
     ) -> Result<u64> {
-        let was_live = is_live(&self.row(path)?);
+        let before = self.row(path)?;
+        let was_live = is_live(&before);
         let live = is_live(&row);
         let derived = row.live_children > 0 && view::own(&row.entry).is_none();
         row.taught_by = if derived { None } else { taught_by };
         self.give_seq(path, &mut row);
         let seq = row.seq;
         self.put_row(path, &row);
+        self.tally(path, &before, &row);
         if live != was_live {
             self.count_child(path, live)?;
         }
@@ -219,14 +221,35 @@ impl<K: Kv> Index<K> {
         self.put(rows::number_key(Space::Journal, row.seq), path);
     }
 
+    /// Keeps the counts of live paths, their bytes and the conflicts listed.
+    fn tally(&mut self, path: &TreePath, before: &EntryRow, after: &EntryRow) {
+        let counts = |row: &EntryRow| (u64::from(is_live(row)), size_of(row), conflicts_of(row));
+        let (old, new) = (counts(before), counts(after));
+        if old == new {
+            return;
+        }
+        let meta = self.meta_mut();
+        meta.entries = (meta.entries + new.0).saturating_sub(old.0);
+        meta.bytes = (meta.bytes + new.1).saturating_sub(old.1);
+        meta.conflicts = (meta.conflicts + new.2).saturating_sub(old.2);
+        let key = rows::path_key(Space::Conflict, path);
+        match (old.2, new.2) {
+            (old, new) if old == new => {}
+            (_, 0) => self.pending.delete(key),
+            (_, count) => self.put(key, &count),
+        }
+    }
+
     /// Tells a path's parents that it lives now, or no longer.
     fn count_child(&mut self, path: &TreePath, mut live: bool) -> Result<()> {
         for dir in path.parents() {
-            let mut parent = self.row(&dir)?;
+            let before = self.row(&dir)?;
+            let mut parent = before.clone();
             let was_live = is_live(&parent);
             parent.live_children = if live { parent.live_children + 1 } else { parent.live_children.saturating_sub(1) };
             let now_live = is_live(&parent);
             self.put_row(&dir, &parent);
+            self.tally(&dir, &before, &parent);
             if was_live == now_live {
                 return Ok(());
             }
@@ -390,6 +413,21 @@ pub fn known(entry: Entry) -> Option<Entry> {
 #[must_use]
 pub fn is_live(row: &EntryRow) -> bool {
     row.live_children > 0 || view::own(&row.entry).is_some()
+}
+
+fn size_of(row: &EntryRow) -> u64 {
+    match view::own(&row.entry) {
+        Some(pleach_protocol::entry::Value::File { size, .. }) if row.live_children == 0 => *size,
+        _ => 0,
+    }
+}
+
+fn conflicts_of(row: &EntryRow) -> u64 {
+    if row.entry.losers.is_empty() && row.entry.content.len() < 2 && row.live_children == 0 {
+        return 0;
+    }
+    let around = Surroundings { live_beneath: row.live_children > 0, ancestor: None };
+    view::conflicts(&row.entry, &around).len() as u64
 }
 
 fn peer_key(peer: NodeId) -> Vec<u8> {

@@ -4,6 +4,7 @@
 //! cannot be excluded, the hash is provisional and is taken again.
 
 use std::io;
+use std::time::Duration;
 
 use pleach_protocol::entry::{Access, Hash, Value, ValueKind};
 use pleach_protocol::time::Time;
@@ -29,6 +30,8 @@ pub struct Care {
     pub now: Time,
     /// Whether this process may give files away; else owners are not ours to judge.
     pub owners: bool,
+    /// A file that changed sooner than this before now is busy.
+    pub settle: Duration,
 }
 
 /// What was seen.
@@ -94,8 +97,15 @@ pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>
             let state = State { value: Value::Symlink { target }, mtime: Some(meta.mtime), access: Some(access) };
             Ok(found(state, stamp, false, meta.links))
         }
+        Kind::File if !care.take_open && age(&meta, care.now) < care.settle => Ok(Look::Busy),
         Kind::File => look_into(vfs, dir, name, known, care),
     }
+}
+
+/// How long ago a file changed; a change in the future is as good as long ago.
+fn age(meta: &Meta, now: Time) -> Duration {
+    let nanos = now.nanos_since_epoch().saturating_sub(meta.ctime.nanos_since_epoch());
+    u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
 }
 
 fn found(state: State, stamp: Stamp, provisional: bool, links: u64) -> Look {

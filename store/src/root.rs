@@ -24,6 +24,9 @@ pub enum RootError {
     /// The directory has no marker or another's: an unmounted disk, a swapped root.
     #[error("the root is not the directory that this tree knows (no .pleach/root with its id): is its disk mounted?")]
     Swapped,
+    /// The directory is older than the store: its `.pleach/last` is.
+    #[error("the directory is older than what this tree knew of it: was its disk restored from a backup?")]
+    WentBack,
     /// pleach's own directory cannot be made or used.
     #[error("the directory .pleach cannot be used")]
     Private(#[source] io::Error),

@@ -41,6 +41,8 @@ pub enum Space {
     Problem = b'P',
     /// Path and id → [`VaultRow`].
     Vault = b'V',
+    /// Path → how many conflicts it lists, where it lists any.
+    Conflict = b'X',
 }
 
 /// Says why a stored value cannot be read.
@@ -254,6 +256,16 @@ pub struct MetaRow {
     pub boot: Vec<u8>,
     /// The id in `.pleach/root`.
     pub root: Vec<u8>,
+    /// Live paths.
+    pub entries: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Conflicts listed.
+    pub conflicts: u64,
+    /// Seq and start bits that `.pleach/last` says, as far as is known.
+    pub last: (u64, u64),
+    /// The same, about to be written there.
+    pub next_last: (u64, u64),
 }
 
 /// Seals a row into a value.

@@ -5,6 +5,7 @@
 //! of it durable; only then may anything be announced. Blocking calls, one thread.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pleach_protocol::entry::{Entry, Hash, Rank, Value};
 use pleach_protocol::mint::Shown;
@@ -21,14 +22,20 @@ use crate::rows::{self, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
 use crate::vfs::{RootIdentity, Vfs};
 
 mod apply;
+mod copies;
+mod decide;
 mod displace;
 mod exchange;
+mod expire;
+mod fetch;
 mod observe;
+mod pairing;
 mod perform;
 mod recover;
 mod scan;
 
 pub use apply::{Want, WantId};
+pub use decide::{Conflict, DecideError, Kept, Version};
 pub use exchange::{INLINE_BYTES_MAX, Rows};
 pub use observe::Observed;
 pub use scan::ScanStats;
@@ -67,12 +74,27 @@ pub struct TreeOptions {
     pub entropy: [u8; 32],
     /// The id of the root that this tree had, where it had one.
     pub expected_root: Option<Vec<u8>>,
+    /// Somebody approved the root that is there: it is taken as new, whatever was known of it.
+    pub approved: bool,
+    /// Extra quiet time before a changed file is taken.
+    pub settle: Duration,
+    /// Whether a conflict's loser also gets a visible copy, made where it was written.
+    pub copies: bool,
     /// This machine's boot id.
     pub boot: Vec<u8>,
     /// When this machine booted.
     pub booted: Time,
     /// The ignore rules of the config.
     pub ignore: IgnoreRules,
+}
+
+impl TreeOptions {
+    /// The incarnation that this start would give a journal.
+    fn fresh_incarnation(&self) -> [u8; 16] {
+        let mut incarnation = [0; 16];
+        incarnation.copy_from_slice(&self.entropy[16..]);
+        incarnation
+    }
 }
 
 /// A clock: the time now.
@@ -95,15 +117,23 @@ pub struct Tree<V: Vfs, K: Kv> {
     dirty: BTreeMap<TreePath, Dirty>,
     apply: apply::Applier<V>,
     late: displace::LateWriters,
+    fetches: BTreeMap<WantId, fetch::Fetch<V>>,
+    /// Contents that arrived since the start.
+    arrivals: u64,
     /// Names of inodes with several links, so that a change of one is a change of all.
     linked: BTreeMap<u64, BTreeSet<TreePath>>,
     problems: BTreeMap<TreePath, String>,
+    /// Mount points beneath the root, bounded by [`MOUNTS_MAX`].
+    mounts: BTreeSet<TreePath>,
     minted_at: Option<Time>,
     rules_changed: bool,
 }
 
 /// Paths that wait for another look; beyond it a scan does their work.
 const DIRTY_MAX: usize = 100_000;
+
+/// Mount points that are named.
+const MOUNTS_MAX: usize = 1_000;
 
 /// How long a minted change may wait for the sync that makes it survive a power cut.
 const SYNC_MINTED_SECS: i64 = 30;
@@ -135,13 +165,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Some(id) => Some(id.clone()),
             None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),
         };
+        let expected = expected.filter(|_| !options.approved);
         let fresh_id: String = options.entropy[..16].iter().map(|b| format!("{b:02x}")).collect();
         let (identity, marker) = root::claim(&vfs, expected.as_deref(), fresh_id.as_bytes())?;
         let crashed = !index.meta().boot.is_empty() && index.meta().boot != options.boot;
         let meta = index.meta_mut();
         if meta.incarnation == [0; 16] {
-            meta.incarnation.copy_from_slice(&options.entropy[16..]);
+            meta.incarnation = options.fresh_incarnation();
         }
+        let replaced = !meta.root.is_empty() && meta.root != marker;
         meta.root = marker;
         let disk = |what| move |source| TreeError::Disk { what, source };
         let private = root::private(&vfs).map_err(disk("opening .pleach"))?;
@@ -165,16 +197,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             dirty: BTreeMap::new(),
             apply: apply::Applier::new(applied),
             late: displace::LateWriters::default(),
+            fetches: BTreeMap::new(),
+            arrivals: 0,
             linked: BTreeMap::new(),
             problems: BTreeMap::new(),
+            mounts: BTreeSet::new(),
             minted_at: None,
             rules_changed: false,
         };
         tree.index.put_name(actor, &name);
+        tree.agree_with_root(replaced)?;
         tree.recover(crashed)?;
         let boot = tree.options.boot.clone();
         tree.index.meta_mut().boot = boot;
         tree.index.flush()?;
+        tree.mark_last()?;
         Ok(tree)
     }
 
@@ -201,6 +238,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Paths that cannot be read or applied, with the reason.
     pub const fn problems(&self) -> &BTreeMap<TreePath, String> {
         &self.problems
+    }
+
+    /// Mount points beneath the root: the tree ends there.
+    pub const fn mounts(&self) -> &BTreeSet<TreePath> {
+        &self.mounts
+    }
+
+    /// Looks whether the root is still the one that this tree knows.
+    ///
+    /// # Errors
+    /// [`TreeError::Root`].
+    pub fn check_root(&mut self) -> Result<(), TreeError> {
+        self.enter().map(drop)
     }
 
     /// Makes everything so far durable.
@@ -289,6 +339,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let dirty = self.dirty.entry(path.clone()).or_default();
         dirty.rehash |= rehash;
         dirty.take_open |= take_open;
+    }
+
+    /// Lists a path as a problem: something about it cannot be said or done.
+    pub fn note_problem(&mut self, path: &TreePath, reason: &str) {
+        self.set_problem(path, reason.to_owned());
     }
 
     fn set_problem(&mut self, path: &TreePath, reason: String) {

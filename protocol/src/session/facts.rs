@@ -7,7 +7,7 @@ use crate::version::{Actor, NodeId};
 use crate::wire::packed::EntryError;
 #[cfg(doc)]
 use crate::wire::{self, hello};
-use crate::wire::{HelloError, Incarnation, LinkRole as Link};
+use crate::wire::{HelloError, Incarnation, LinkRole as Link, Standing};
 
 /// A point on a clock that only goes forward, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -48,6 +48,8 @@ pub struct TreeOffer {
     pub cursor: Option<(Incarnation, u64)>,
     /// Our durable head.
     pub head: u64,
+    /// Whether it is exchanged now.
+    pub standing: Standing,
 }
 
 /// A row of somebody's journal.
@@ -70,6 +72,22 @@ pub enum Input {
         /// The tree.
         tree: usize,
         /// The head.
+        seq: u64,
+    },
+    /// Where does the peer's journal end now? Answered by [`Output::PeerHead`].
+    AskHead {
+        /// The tree.
+        tree: usize,
+        /// The caller's number for it.
+        id: u64,
+    },
+    /// The answer to [`Output::HeadAsked`].
+    HeadIs {
+        /// The tree.
+        tree: usize,
+        /// The peer's number.
+        id: u64,
+        /// Our durable head.
         seq: u64,
     },
     /// The answer to [`Output::ReadRows`].
@@ -173,11 +191,20 @@ pub enum Output {
         /// Where we begin to send: 0 if the peer's cursor names another journal than ours, or a
         /// position that ours has not.
         peer_cursor: u64,
+        /// The peer knows more of our journal than there is: our store went back.
+        went_back: bool,
     },
     /// The peer does not have this tree, or not for us.
     Absent {
         /// The tree.
         tree: usize,
+    },
+    /// The peer has this tree, but one of the two nodes does not exchange it now.
+    Halted {
+        /// The tree.
+        tree: usize,
+        /// What the peer says.
+        standing: Standing,
     },
     /// Read our journal: answered by [`Input::Rows`]. The rows must be read no earlier than this
     /// output was polled. One at a time for each tree.
@@ -253,6 +280,22 @@ pub enum Output {
         /// But for so many paths.
         stuck: u32,
     },
+    /// The peer asks where our journal ends: answered by [`Input::HeadIs`].
+    HeadAsked {
+        /// The tree.
+        tree: usize,
+        /// The peer's number.
+        id: u64,
+    },
+    /// The peer's journal ends here.
+    PeerHead {
+        /// The tree.
+        tree: usize,
+        /// The caller's number.
+        id: u64,
+        /// A position of the peer's journal.
+        seq: u64,
+    },
     /// An entry is too large for a frame and was left out: the peer does not hear of it.
     TooLarge {
         /// The tree.
@@ -290,7 +333,10 @@ pub enum SessionError {
     /// An entry breaks the rules.
     #[error(transparent)]
     Entry(#[from] EntryError),
-    /// Nothing was heard for 45 seconds.
+    /// The peer ended the session.
+    #[error("the peer ended the session: {0}")]
+    Bye(String),
+    /// Nothing was heard for 20 seconds.
     #[error("the peer does not answer")]
     Dead,
 }

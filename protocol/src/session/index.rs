@@ -56,6 +56,11 @@ impl Stream {
         }
     }
 
+    /// Whether the peer's cursor names our journal and a position that it has not reached.
+    pub(super) fn is_beyond(&self, theirs: &TreeHello) -> bool {
+        theirs.cursor.is_some_and(|(of, position)| of == self.offer.incarnation && position > self.offer.head)
+    }
+
     /// Takes what both hellos say of the tree; both sides come to the same two positions.
     pub(super) fn open(&mut self, theirs: &TreeHello, number: u16) -> u64 {
         self.theirs = Some(number);

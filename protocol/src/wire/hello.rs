@@ -63,6 +63,20 @@ pub struct TreeHello {
     pub cursor: Option<(Incarnation, u64)>,
     /// How far the sender's journal reaches.
     pub head: u64,
+    /// Whether the tree is exchanged now; the others of the session are, whatever this says.
+    pub standing: Standing,
+}
+
+/// Whether a node exchanges a tree.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Standing {
+    /// It does.
+    #[default]
+    Open,
+    /// Not until somebody resumes it.
+    Paused,
+    /// Not until it works again: it is being opened, or it failed.
+    Failed,
 }
 
 /// Says why a frame is no hello.
@@ -136,7 +150,7 @@ mod tests {
             token: [6; 16],
             batches: 4,
             content_window: 1024 * 1024,
-            trees: vec![TreeHello { name: "t".into(), incarnation: [9; 16], cursor: Some(([8; 16], 5)), head: 3 }],
+            trees: vec![TreeHello { name: "t".into(), incarnation: [9; 16], cursor: Some(([8; 16], 5)), head: 3, standing: Standing::Open }],
         }
     }
 
@@ -149,7 +163,7 @@ mod tests {
             &[9; 16],
             &[1],
             &[8; 16],
-            &[5, 3],
+            &[5, 3, 0],
         ]
         .concat();
         assert_eq!(codec::encode(&hello()), want);

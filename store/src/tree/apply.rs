@@ -9,7 +9,7 @@ use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::mint::agrees;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_protocol::view::State;
+use pleach_protocol::view::{self, State};
 
 use super::perform::{Op, OpKind};
 use super::{Observed, Tree, TreeError};
@@ -116,6 +116,11 @@ impl<V: Vfs> Applier<V> {
         }
     }
 
+    /// Begins anew at the journal's start.
+    pub(super) fn restart(&mut self) {
+        *self = Self { next_want: self.next_want, ..Self::new(0) };
+    }
+
     /// Every path up to here shows its view or is listed as stuck.
     pub(super) fn applied(&self) -> u64 {
         let waiting = self.window.values().map(|w| w.seq.saturating_sub(1)).min();
@@ -124,6 +129,15 @@ impl<V: Vfs> Applier<V> {
 
     pub(super) fn is_idle(&self, head: u64) -> bool {
         self.window.is_empty() && self.position >= head
+    }
+
+    /// Whether a content is under construction, or whole and without its name yet.
+    pub(super) fn brings(&self, hash: Hash) -> bool {
+        self.window.values().any(|w| match &w.progress {
+            Progress::New => false,
+            Progress::Building(building) => building.hash == hash,
+            Progress::Staged(staged) => staged.hash == hash,
+        })
     }
 
     /// Takes a path up again.
@@ -442,8 +456,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
         let file = self.vfs.create_temp(&dir)?;
-        self.apply.next_want += 1;
-        Ok(Building { want: self.apply.next_want, hash, size, file, hasher: blake3::Hasher::new(), filled: 0 })
+        Ok(Building { want: self.next_want(), hash, size, file, hasher: blake3::Hasher::new(), filled: 0 })
     }
 
     fn copy_local(&mut self, id: WantId, source: &V::File) -> Result<(), TreeError> {
@@ -471,6 +484,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`]; content that is not what was asked for is a problem of its path.
     pub fn receive(&mut self, id: WantId, offset: u64, bytes: &[u8], last: bool) -> Result<(), TreeError> {
+        if self.fetches.contains_key(&id) {
+            return self.receive_fetch(id, offset, bytes, last);
+        }
         let Some(path) = self.apply.wants.get(&id).cloned() else { return Ok(()) };
         let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(&path) else {
             return Ok(());
@@ -503,19 +519,33 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`].
     pub fn missing(&mut self, id: WantId, reason: &str) -> Result<(), TreeError> {
+        self.fetches.remove(&id);
         if let Some(path) = self.apply.wants.remove(&id) {
             self.fail(&path, reason.to_owned());
         }
         Ok(())
     }
 
-    /// The peer that was asked is gone: whatever was on its way is asked for again.
-    pub fn forget_wants(&mut self) {
-        for path in std::mem::take(&mut self.apply.wants).into_values() {
-            if let Some(work) = self.apply.window.get_mut(&path) {
-                work.progress = Progress::New;
-            }
+    /// The peer that was asked is gone: the content is asked for again under another number, but
+    /// for a fetch, which ends.
+    pub fn forget_want(&mut self, id: WantId) {
+        self.fetches.remove(&id);
+        if let Some(path) = self.apply.wants.remove(&id)
+            && let Some(work) = self.apply.window.get_mut(&path)
+        {
+            work.progress = Progress::New;
         }
+    }
+
+    /// Whether more of this content is awaited.
+    pub fn is_wanted(&self, id: WantId) -> bool {
+        self.apply.wants.contains_key(&id) || self.fetches.contains_key(&id)
+    }
+
+    /// A number for another want.
+    pub(super) const fn next_want(&mut self) -> WantId {
+        self.apply.next_want += 1;
+        self.apply.next_want
     }
 
     /// Lists a path as a problem and takes it out of the window until it is time to try again.
@@ -526,6 +556,35 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.apply.stuck.insert(path.clone(), Stuck { retry_at, pause_secs });
         self.apply.window.remove(path);
         self.set_problem(path, reason);
+    }
+
+    /// Paths that could not be applied.
+    pub fn stuck_paths(&self) -> Vec<&TreePath> {
+        self.apply.stuck.keys().collect()
+    }
+
+    /// Tries the stuck paths again at once: something changed that may help them.
+    pub fn retry_stuck_now(&mut self) {
+        let now = self.now();
+        for stuck in self.apply.stuck.values_mut() {
+            *stuck = Stuck { retry_at: now, pause_secs: RETRY_SECS_MIN };
+        }
+    }
+
+    /// Whether a content will be here by itself: it is on its way, or the path is to show it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn awaits(&self, path: &TreePath, hash: Hash) -> Result<bool, TreeError> {
+        if self.is_on_its_way(hash) {
+            return Ok(true);
+        }
+        let row = self.index.row(path)?;
+        let shows = |value: &Value| matches!(value, Value::File { hash: of, .. } if *of == hash);
+        let wanted = view::own(&row.entry).is_some_and(shows) && row.live_children == 0;
+        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| shows(&s.value));
+        let kept_off = self.apply.stuck.contains_key(path) || self.options.ignore.ignored(path, false);
+        Ok(wanted && !shown && !kept_off)
     }
 
     /// When the next stuck path is to be tried again.

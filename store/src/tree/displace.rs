@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use pleach_protocol::entry::Value;
 use pleach_protocol::mint::{self, Circumstances, Observation};
@@ -39,7 +40,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<(), TreeError> {
         let disk = |source| TreeError::Disk { what: "filing a displaced version", source };
         let known = row.shown.clone().unwrap_or_default();
-        let care = Care { rehash: true, take_open: true, coarse: self.coarse, now: self.now(), owners: self.owners };
+        let care = Care { rehash: true, take_open: true, ..self.care() };
         let seen = look::look(&self.vfs, &place.staging, &id_name(id), Some(&known), care).map_err(disk)?;
         let Look::Found(found) = seen else { return Ok(()) };
         let unchanged = known.stamp.is_none_or(|s| s.same_but_ctime(&found.stamp));
@@ -58,7 +59,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.mint_late(path, &known, &found)?;
         }
         let reason = if edited { "conflict" } else { reason };
-        self.file(place, path, id, &found, &known, reason).map_err(disk)
+        self.file(place, path, id, &found, &known, reason).map_err(disk)?;
+        if reason == "conflict" && self.options.copies {
+            self.show_copy(place, path, id, &found.state)?;
+        }
+        Ok(())
     }
 
     /// Mints a change that came to light after the name was taken away; Shown is the caller's.
@@ -116,17 +121,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn copy_to_vault(&self, place: &Place<V>, source: &V::File, name: &[u8]) -> io::Result<()> {
         let copy = self.vfs.create_temp(&place.vault)?;
-        let mut buffer = vec![0; 128 * 1024];
-        let mut offset = 0;
-        loop {
-            let n = self.vfs.read_at(source, offset, &mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            self.vfs.write_at(&copy, offset, &buffer[..n])?;
-            // A read may be short: what follows begins where it ended.
-            offset += n as u64;
-        }
+        self.copy_content(source, &copy)?;
         let copy = self.vfs.finish_temp(copy)?;
         self.vfs.sync_data(&copy)?;
         self.vfs.link_temp(&copy, &place.vault, name)?;
@@ -154,7 +149,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 continue;
             };
             let known = ShownRow { shown: row.shown.clone(), stamp: row.stamp, provisional: true };
-            let care = Care { coarse: self.coarse, now: self.now(), owners: self.owners, ..Care::default() };
+            let care = Care { settle: Duration::ZERO, ..self.care() };
             match look::look(&self.vfs, &place.vault, &id_name(id), Some(&known), care).map_err(disk)? {
                 Look::Found(found) => {
                     if found.state.value != row.state.value {

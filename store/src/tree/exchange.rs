@@ -166,6 +166,44 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Err(missing())
     }
 
+    /// How many changes lie behind a position of the journal, and the bytes of their files: counted up
+    /// to `changes_max`, beyond it taken from the positions, without bytes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn left_behind(&self, after: u64, changes_max: usize) -> Result<(u64, u64), TreeError> {
+        let head = self.index.durable_head();
+        if after >= head {
+            return Ok((0, 0));
+        }
+        let journal = self.index.journal(after, changes_max)?;
+        if journal.len() >= changes_max {
+            return Ok((head - after, 0));
+        }
+        let mut bytes = 0;
+        for (_, path) in &journal {
+            if let Some(Value::File { size, .. }) = pleach_protocol::view::own(&self.index.row(path)?.entry) {
+                bytes += size;
+            }
+        }
+        Ok((journal.len() as u64, bytes))
+    }
+
+    /// The display name of the node that wrote a content, as far as the entry says.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn holder_of(&self, path: &TreePath, hash: Hash) -> Result<String, TreeError> {
+        let entry = self.index.row(path)?.entry;
+        let has = |value: &Value| matches!(value, Value::File { hash: of, .. } if *of == hash);
+        let sibling = entry.content.iter().find(|(_, s)| s.content.value().is_some_and(has)).map(|(dot, _)| *dot);
+        let loser = entry.losers.values().flatten().find(|l| has(&l.value)).map(|l| l.dot);
+        match sibling.or(loser) {
+            Some(dot) => self.writer_name(dot),
+            None => Ok("another node".to_owned()),
+        }
+    }
+
     /// Whether the entry of a path is known, for tests and commands.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::io;
 use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
 use pleach_protocol::path::TreePath;
 
-use super::{Tree, TreeError};
+use super::{MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::{self, Care, Found, Look};
 use crate::root::Place;
@@ -54,13 +54,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Observed::Skipped);
         }
         let row = self.index.row(path)?;
-        let care = Care { rehash, take_open, coarse: self.coarse, now: self.now(), owners: self.owners };
+        let care = Care { rehash, take_open, ..self.care() };
         let seen = match self.open_parent(place, path) {
             Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), row.shown.as_ref(), care),
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
         self.judge(path, row, seen)
+    }
+
+    /// How this tree looks at what users change.
+    pub(super) fn care(&self) -> Care {
+        let settle = self.options.settle;
+        Care { coarse: self.coarse, now: self.now(), owners: self.owners, settle, ..Care::default() }
     }
 
     /// Opens the directory that holds a path; none where it is not there (any more).
@@ -81,7 +87,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<Observed, TreeError> {
         let found = match seen {
             Ok(Look::Busy) => return Ok(Observed::Busy),
-            Ok(Look::Mount) => return Ok(Observed::Skipped),
+            Ok(Look::Mount) => {
+                if self.mounts.len() < MOUNTS_MAX {
+                    self.mounts.insert(path.clone());
+                }
+                return Ok(Observed::Skipped);
+            }
             Ok(Look::Gone | Look::Special) => None,
             Ok(Look::Found(found)) => Some(found),
             // A mount lies between: hidden, not deleted.
@@ -96,6 +107,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Observed::Skipped);
         }
         self.clear_problem(path);
+        self.mounts.remove(path);
         if let Some(found) = &found {
             self.note_links(path, found);
         }

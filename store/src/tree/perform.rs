@@ -64,14 +64,14 @@ pub(super) enum Outcome {
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Carries out a batch. Content is durable before its name, intents before any name.
-    pub(super) fn perform(&mut self, place: &Place<V>, mut ops: Vec<Op<V>>) -> Result<(), TreeError> {
+    pub(super) fn perform(&mut self, place: &Place<V>, ops: Vec<Op<V>>) -> Result<(), TreeError> {
+        let mut ops = self.stamp_staged(ops);
         if ops.is_empty() {
             return Ok(());
         }
         order(&mut ops);
         let failed_sync = |source| TreeError::Disk { what: "making content durable", source };
         let staged: Vec<&V::File> = ops.iter().filter_map(|op| Some(&op.staged.as_ref()?.file)).collect();
-        self.stamp_staged(&ops)?;
         if staged.len() <= SYNC_ONE_BY_ONE_MAX {
             staged.iter().try_for_each(|file| self.vfs.sync_data(file)).map_err(failed_sync)?;
         } else if let Some(handle) = &self.apply.sync {
@@ -108,17 +108,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(self.index.flush()?)
     }
 
-    /// Sets owner, mode and time on staged content, before it is written back.
-    fn stamp_staged(&mut self, ops: &[Op<V>]) -> Result<(), TreeError> {
+    /// Sets owner, mode and time on staged content, before it is written back. What does not take
+    /// them is a problem of its path.
+    fn stamp_staged(&mut self, ops: Vec<Op<V>>) -> Vec<Op<V>> {
+        let mut stamped = Vec::with_capacity(ops.len());
         for op in ops {
-            if let (Some(staged), Some(view)) = (&op.staged, &op.view) {
-                let set = self.attributes(view);
-                self.vfs
-                    .set_file_attributes(&staged.file, &set)
-                    .map_err(|source| TreeError::Disk { what: "setting the attributes of staged content", source })?;
+            let done = match (&op.staged, &op.view) {
+                (Some(staged), Some(view)) => self.vfs.set_file_attributes(&staged.file, &self.attributes(view)),
+                _ => Ok(()),
+            };
+            match done {
+                Ok(()) => stamped.push(op),
+                Err(error) => self.fail(&op.path, format!("its mode, owner or time cannot be set: {error}")),
             }
         }
-        Ok(())
+        stamped
     }
 
     /// What to set so that a file shows `view`.
@@ -387,6 +391,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             };
             self.judge_displaced(place, &op.path, id, &op.row, reason)?;
         }
+        self.arrivals += u64::from(op.kind == OpKind::Put);
         let writer = self.writer_of(&op.row.entry)?;
         self.record(&op.path, op.row.seq, before.state.as_ref(), state.as_ref(), writer);
         let context = op.row.entry.context.clone();

@@ -9,7 +9,7 @@ use pleach_protocol::path::TreePath;
 use super::{Observed, Tree, TreeError};
 use crate::ignore;
 use crate::kv::Kv;
-use crate::look::{self, Care, Look};
+use crate::look::{self, Look};
 use crate::root::{PRIVATE, Place};
 use crate::rows::{EntryRow, Pairing};
 use crate::vfs::{Kind, Vfs};
@@ -128,8 +128,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         stats.entries += 1;
-        let care = Care { coarse: self.coarse, now: self.now(), owners: self.owners, ..Care::default() };
-        let seen = look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), care);
+        let seen = look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), self.care());
         let is_dir = matches!(&seen, Ok(Look::Found(f)) if f.state.value == Value::Dir);
         match self.judge(&child, row, seen)? {
             Observed::Minted => stats.minted += 1,

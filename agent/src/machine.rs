@@ -1,0 +1,79 @@
+//! What the machine says: time, boot, randomness. The one module that reads the wall clock.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pleach_protocol::time::Time;
+
+/// The time now.
+#[must_use]
+#[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+pub fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
+/// When the machine booted. Source: proc(5), `btime` in /proc/stat.
+#[must_use]
+pub fn booted() -> Time {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
+    Time::new(line.and_then(|text| text.trim().parse().ok()).unwrap_or(0), 0)
+}
+
+/// This boot's id. Source: random(4).
+#[must_use]
+pub fn boot_id() -> Vec<u8> {
+    fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// Random bytes from the kernel.
+///
+/// # Errors
+/// What opening or reading its device says.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A random number.
+///
+/// # Errors
+/// As [`random`].
+pub fn random_number() -> io::Result<u64> {
+    Ok(u64::from_le_bytes(random()?))
+}
+
+/// Replaces a file so that it holds the old or the new bytes whatever happens.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let staged = path.with_extension("new");
+    let mut file = fs::File::create(&staged)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&staged, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// An error with its causes, on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Locks; a holder that panicked left nothing half-done that matters here.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,499 @@
+//! The owner of one tree: one thread that does everything that changes the tree's state, one thing
+//! at a time.
+//!
+//! Facts of the watcher, outputs of the sessions and commands come in through one channel; what
+//! sessions are to be told goes out through theirs. A tree that fails is closed, says why, and is
+//! opened again until it works: no other tree and no session waits for it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pleach_protocol::path::TreePath;
+use pleach_protocol::session::{Input, Output, TreeOffer};
+use pleach_protocol::version::NodeId;
+use pleach_protocol::wire::Standing;
+use pleach_store::kv::sled::SledKv;
+use pleach_store::tree::{Tree, TreeError};
+use pleach_store::vfs::unix::UnixVfs;
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+use crate::config::TreeConfig;
+use crate::machine::{chain, lock};
+use crate::watch::Fact;
+
+mod command;
+mod look;
+mod open;
+mod relay;
+mod streams;
+mod waiters;
+
+pub use command::{Command, CommandError, LOG_LINES_MAX, LogLine, Reply};
+pub use open::OpenError;
+pub use streams::{PeerProgress, StreamState};
+pub use waiters::{Outstanding, WaitHandle};
+
+use streams::Streams;
+use waiters::Waiters;
+
+/// The tree that an agent keeps.
+pub type AgentTree = Tree<UnixVfs, SledKv>;
+
+/// How long an idle loop sleeps before it looks at what is due by time.
+const IDLE: Duration = Duration::from_millis(500);
+/// The same while writers keep files or paths are to be tried again.
+const BUSY: Duration = Duration::from_millis(100);
+/// How long a tree that failed rests before it is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+/// How often the root is looked up afresh while nothing happens. Source: DESIGN.md §5.
+const ROOT_CHECK: Duration = Duration::from_secs(10);
+/// How often the disk and the store say how far they are, and the vault lets go of what is old.
+const HOURLY: Duration = Duration::from_secs(3_600);
+/// Things taken from the channel before the tree's work goes on.
+const EVENTS_MAX: usize = 1_000;
+
+/// What an owner is made of.
+#[derive(Clone, Debug)]
+pub struct TreeSetup {
+    /// The tree's config.
+    pub config: TreeConfig,
+    /// The state directory is a copy of another machine's: the journal begins a new life.
+    pub copied: bool,
+    /// This node.
+    pub node: NodeId,
+    /// Its display name.
+    pub name: String,
+    /// The node's state directory.
+    pub state: PathBuf,
+    /// The nodes that take this tree, by local name.
+    pub peers: BTreeMap<NodeId, String>,
+}
+
+/// What a session is told by an owner.
+#[derive(Debug)]
+pub enum ToSession {
+    /// This happened. The session's windows bound how many are under way.
+    Input(Input),
+    /// The tree is there now, or no longer: begin anew, with a new hello.
+    Restart,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Event {
+    /// What the watcher saw; the forwarder waits until they are taken.
+    Facts(Vec<Fact>, WatchNews),
+    /// The watcher ended.
+    WatchEnded(String),
+    /// A session with a peer begins: what does the tree offer?
+    Offer {
+        /// The peer.
+        peer: NodeId,
+        /// Where the answer goes.
+        reply: oneshot::Sender<TreeOffer>,
+        /// Where a restart is asked for.
+        to: async_mpsc::UnboundedSender<ToSession>,
+        /// The session's number.
+        session: u64,
+        /// The tree's number in the session.
+        tree: usize,
+    },
+    /// A session wants this done. The session's windows bound how many are under way.
+    Output {
+        /// The peer.
+        peer: NodeId,
+        /// The session's number.
+        session: u64,
+        /// What.
+        output: Output,
+    },
+    /// A session ended.
+    Detach {
+        /// The peer.
+        peer: NodeId,
+        /// The session's number.
+        session: u64,
+    },
+    /// A person or program asks for something.
+    Command(Command),
+    /// Who takes the tree changed.
+    Peers(BTreeMap<NodeId, String>),
+    /// The node is to stop.
+    Stop,
+}
+
+/// What the watcher says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct WatchNews {
+    /// Watches held.
+    pub watches: usize,
+    /// Queue overflows so far.
+    pub overflows: u64,
+    /// Directories that are polled, for lack of watches.
+    pub polled: Vec<TreePath>,
+}
+
+/// Where a tree is in its life.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Phase {
+    /// The first scan after the start.
+    #[default]
+    Scanning,
+    /// Watching.
+    Watching,
+    /// Nothing is exchanged until somebody resumes it.
+    Paused,
+    /// Closed, for a reason; tried again.
+    Error,
+}
+
+/// How a tree is doing, for whoever shows it.
+#[derive(Clone, Debug, Default)]
+pub struct TreeStatus {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why it is closed.
+    pub error: Option<String>,
+    /// Live paths.
+    pub entries: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// The highest durable seq.
+    pub seq: u64,
+    /// Conflicts listed.
+    pub conflicts: u64,
+    /// Paths that cannot be synced.
+    pub problems: u64,
+    /// The watcher.
+    pub watch: WatchNews,
+    /// Mount points beneath the root.
+    pub mounts: Vec<String>,
+    /// Whether nothing waits to be looked at, fetched or applied.
+    pub quiet: bool,
+    /// Changes received.
+    pub received: u64,
+    /// Content bytes received.
+    pub received_bytes: u64,
+    /// Each peer that takes the tree.
+    pub peers: BTreeMap<NodeId, PeerProgress>,
+}
+
+/// One tree's owner, as the rest of the agent sees it.
+#[derive(Debug)]
+pub struct Owner {
+    /// The tree's name.
+    pub name: String,
+    /// Its root.
+    pub path: PathBuf,
+    /// What comes in.
+    pub inbox: Sender<Event>,
+    /// How it is doing.
+    pub status: Arc<Mutex<TreeStatus>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Owner {
+    /// Starts the owner of a tree.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn start(setup: TreeSetup) -> std::io::Result<Self> {
+        let (inbox, events) = mpsc::channel();
+        let status = Arc::new(Mutex::new(TreeStatus::default()));
+        let (name, path) = (setup.config.name.clone(), setup.config.path.clone());
+        let keeper = Keeper {
+            paused: pause_file(&setup).exists(),
+            setup,
+            inbox: inbox.clone(),
+            events,
+            status: Arc::clone(&status),
+            streams: Streams::default(),
+            waiters: Waiters::default(),
+            stop: false,
+            approved: false,
+        };
+        let thread = thread::Builder::new().name(format!("tree {name}")).spawn(move || keeper.run())?;
+        Ok(Self { name, path, inbox, status, thread: Some(thread) })
+    }
+
+    /// Tells the owner to stop, and waits until all is durable.
+    pub fn stop(&mut self) {
+        // An owner that has ended needs no telling.
+        self.inbox.send(Event::Stop).ok();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// Where a tree's pause survives a restart.
+fn pause_file(setup: &TreeSetup) -> PathBuf {
+    setup.state.join("trees").join(format!("{}.paused", setup.config.name))
+}
+
+/// The owner between two openings of its tree.
+struct Keeper {
+    setup: TreeSetup,
+    inbox: Sender<Event>,
+    events: Receiver<Event>,
+    status: Arc<Mutex<TreeStatus>>,
+    streams: Streams,
+    waiters: Waiters,
+    paused: bool,
+    stop: bool,
+    /// Somebody approved the root that is there.
+    approved: bool,
+}
+
+/// The owner while its tree is open.
+struct Running<'k> {
+    keeper: &'k mut Keeper,
+    tree: AgentTree,
+    looks: look::Looks,
+    held: relay::Held,
+    postponed: Vec<command::Postponed>,
+    /// Markers that the watcher passed.
+    passed: Vec<Vec<u8>>,
+    root_checked: Instant,
+    hourly: Instant,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        while !self.stop {
+            if let Err(error) = self.keep() {
+                let reason = chain(&error);
+                tracing::error!(tree = self.setup.config.name, reason, "the tree is closed");
+                self.close(&reason);
+                self.rest();
+            }
+        }
+    }
+
+    /// Opens the tree and keeps it until it fails or the node stops.
+    fn keep(&mut self) -> Result<(), OpenError> {
+        let approved = std::mem::take(&mut self.approved);
+        let (tree, looks) = open::open(&self.setup, approved, &self.inbox)?;
+        self.set_phase(Phase::Scanning);
+        lock(&self.status).error = None;
+        let now = Instant::now();
+        let mut running = Running {
+            keeper: self,
+            tree,
+            looks,
+            held: relay::Held::default(),
+            postponed: Vec::new(),
+            passed: Vec::new(),
+            root_checked: now,
+            hourly: now,
+        };
+        Ok(running.run()?)
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        lock(&self.status).phase = if self.paused { Phase::Paused } else { phase };
+    }
+
+    fn close(&mut self, reason: &str) {
+        self.streams.close();
+        self.waiters.fail(reason);
+        let mut status = lock(&self.status);
+        status.phase = Phase::Error;
+        status.error = Some(reason.to_owned());
+        status.quiet = false;
+    }
+
+    /// Answers what comes in while the tree is closed, until it is time to try again.
+    fn rest(&mut self) {
+        let until = Instant::now() + REOPEN;
+        while !self.stop && !self.approved {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            match self.events.recv_timeout(left) {
+                Ok(event) => self.take_while_closed(event),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => self.stop = true,
+            }
+        }
+    }
+
+    fn take_while_closed(&mut self, event: Event) {
+        match event {
+            Event::Stop => self.stop = true,
+            Event::Offer { peer, reply, to, session, tree } => {
+                self.streams.expect(peer, session, tree, to, true);
+                // A session that is gone needs no answer.
+                reply.send(self.closed_offer(Standing::Failed)).ok();
+            }
+            Event::Detach { peer, session } => {
+                self.streams.detach(peer, session);
+            }
+            Event::Command(Command::Approve { reply }) => {
+                self.approved = true;
+                reply.send(Ok(())).ok();
+            }
+            Event::Command(Command::Pause { paused, reply }) => {
+                reply.send(self.set_paused(paused)).ok();
+            }
+            Event::Command(command) => {
+                let reason = lock(&self.status).error.clone().unwrap_or_else(|| "it is being opened".to_owned());
+                command.refuse(CommandError::Closed(reason));
+            }
+            Event::Peers(peers) => self.setup.peers = peers,
+            Event::Facts(..) | Event::WatchEnded(_) | Event::Output { .. } => {}
+        }
+    }
+
+    /// What a session is offered of a tree that is not exchanged.
+    fn closed_offer(&self, standing: Standing) -> TreeOffer {
+        let name = self.setup.config.name.clone();
+        TreeOffer { name, incarnation: [0; 16], cursor: None, head: 0, standing }
+    }
+
+    /// Notes a pause so that it survives a restart.
+    fn set_paused(&mut self, paused: bool) -> Result<(), CommandError> {
+        let file = pause_file(&self.setup);
+        let noted = if paused {
+            std::fs::write(&file, b"")
+        } else {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            }
+        };
+        noted.map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))?;
+        self.paused = paused;
+        Ok(())
+    }
+}
+
+impl Running<'_> {
+    fn run(&mut self) -> Result<(), TreeError> {
+        self.keeper.streams.load(&self.tree, &self.keeper.setup.peers)?;
+        self.first_scan()?;
+        self.keeper.set_phase(Phase::Watching);
+        self.tree.expire(self.keeper.setup.config.history)?;
+        self.keeper.streams.restart_expected();
+        while !self.keeper.stop {
+            self.look()?;
+            self.advance()?;
+            if !self.keeper.paused {
+                self.apply()?;
+                self.advance()?;
+                self.serve_held()?;
+                self.decide_postponed()?;
+            }
+            self.settle_waiters()?;
+            self.show()?;
+            self.wait()?;
+        }
+        self.tree.sync_minted(true)?;
+        Ok(self.tree.commit()?)
+    }
+
+    /// Makes everything so far durable and tells the sessions.
+    fn advance(&mut self) -> Result<(), TreeError> {
+        self.tree.commit()?;
+        self.keeper.streams.tell(&self.tree);
+        Ok(())
+    }
+
+    /// Waits for something to do, then takes what is there.
+    fn wait(&mut self) -> Result<(), TreeError> {
+        let due_soon = self.looks.has_kept() || self.tree.next_retry().is_some() || !self.is_quiet();
+        let mut next = match self.keeper.events.recv_timeout(if due_soon { BUSY } else { IDLE }) {
+            Ok(event) => Some(event),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.keeper.stop = true;
+                None
+            }
+        };
+        let mut taken = 0;
+        while let Some(event) = next {
+            self.take(event)?;
+            taken += 1;
+            next = if taken < EVENTS_MAX { self.keeper.events.try_recv().ok() } else { None };
+        }
+        if self.root_checked.elapsed() >= ROOT_CHECK {
+            self.root_checked = Instant::now();
+            self.tree.check_root()?;
+        }
+        if self.hourly.elapsed() >= HOURLY {
+            self.hourly = Instant::now();
+            self.tree.mark_last()?;
+            self.tree.expire(self.keeper.setup.config.history)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), TreeError> {
+        match event {
+            Event::Stop => self.keeper.stop = true,
+            Event::Facts(facts, news) => {
+                self.take_facts(facts, news)?;
+                self.looks.facts_taken();
+            }
+            Event::WatchEnded(reason) => self.looks.watch_ended(&reason),
+            Event::Offer { peer, reply, to, session, tree } => {
+                let offer = self.offer(peer)?;
+                // Whoever waited in vain has begun without this tree.
+                let stale = reply.send(offer).is_err();
+                self.keeper.streams.expect(peer, session, tree, to, stale);
+                if stale {
+                    self.keeper.streams.restart_expected();
+                }
+            }
+            Event::Output { peer, session, output } => self.carry_out(peer, session, output)?,
+            Event::Detach { peer, session } => {
+                if self.keeper.streams.detach(peer, session) {
+                    self.reassign_wants(peer);
+                }
+            }
+            Event::Command(command) => self.obey(command)?,
+            Event::Peers(peers) => {
+                self.keeper.setup.peers = peers;
+                self.keeper.streams.load(&self.tree, &self.keeper.setup.peers)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn offer(&self, peer: NodeId) -> Result<TreeOffer, TreeError> {
+        Ok(TreeOffer {
+            name: self.keeper.setup.config.name.clone(),
+            incarnation: self.tree.index().meta().incarnation,
+            cursor: self.tree.cursor(peer)?,
+            head: self.tree.head(),
+            standing: if self.keeper.paused { Standing::Paused } else { Standing::Open },
+        })
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.keeper.paused || self.tree.is_quiet()
+    }
+
+    fn show(&mut self) -> Result<(), TreeError> {
+        let quiet = !self.looks.has_kept() && self.keeper.streams.all_applied() && self.is_quiet();
+        let peers = self.keeper.streams.show(&self.tree, quiet)?;
+        let meta = self.tree.index().meta();
+        let mut status = lock(&self.keeper.status);
+        status.entries = meta.entries;
+        status.bytes = meta.bytes;
+        status.conflicts = meta.conflicts;
+        status.seq = self.tree.head();
+        status.problems = self.tree.problems().len() as u64;
+        status.mounts = self.tree.mounts().iter().map(ToString::to_string).collect();
+        status.quiet = quiet;
+        status.watch = self.looks.news().clone();
+        status.peers = peers;
+        status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! Facts become looks: when a changed path is looked at, and files that a writer keeps.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pleach_protocol::path::TreePath;
+use pleach_store::ignore::{self, IgnoreRules};
+use pleach_store::root::RootError;
+use pleach_store::tree::TreeError;
+
+use super::{Running, WatchNews};
+use crate::config::{OpenFiles, TreeConfig};
+use crate::machine::lock;
+use crate::watch::Fact;
+
+/// A file that only grows is taken this often. Source: CONTRACT.md, `open_files`.
+const OPEN_FILES_MAX: Duration = Duration::from_secs(60);
+/// How often directories without watches are read.
+const POLLED_EVERY: Duration = Duration::from_secs(5);
+
+/// A file that a writer keeps.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    since: Instant,
+    touched: Instant,
+}
+
+/// When paths are looked at. See the module.
+#[derive(Debug)]
+pub(super) struct Looks {
+    open_files: OpenFiles,
+    rescan: Duration,
+    rules: Arc<Mutex<IgnoreRules>>,
+    taken: Sender<()>,
+    refresh: Sender<()>,
+    /// Files that are open for writing or not settled; each was dirty, so there are no more than
+    /// the tree lets be dirty.
+    kept: BTreeMap<TreePath, Kept>,
+    /// Somebody waits: kept files are taken as they are.
+    take_all: bool,
+    news: WatchNews,
+    scanned: Instant,
+    polled: Instant,
+    gone: Option<String>,
+}
+
+impl Looks {
+    pub(super) fn new(
+        config: &TreeConfig,
+        rules: Arc<Mutex<IgnoreRules>>,
+        taken: Sender<()>,
+        refresh: Sender<()>,
+    ) -> Self {
+        Self {
+            open_files: config.open_files,
+            rescan: config.rescan,
+            rules,
+            taken,
+            refresh,
+            kept: BTreeMap::new(),
+            take_all: false,
+            news: WatchNews::default(),
+            scanned: Instant::now(),
+            polled: Instant::now(),
+            gone: None,
+        }
+    }
+
+    pub(super) fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    pub(super) const fn news(&self) -> &WatchNews {
+        &self.news
+    }
+
+    /// Tells the forwarder that it may bring more.
+    pub(super) fn facts_taken(&self) {
+        // The forwarder ends with the tree; it need not hear us then.
+        self.taken.send(()).ok();
+    }
+
+    pub(super) fn watch_ended(&mut self, reason: &str) {
+        self.gone = Some(reason.to_owned());
+    }
+
+    fn set_rules(&self, rules: IgnoreRules) {
+        *lock(&self.rules) = rules;
+        // What was ignored is not watched: the watcher walks again.
+        self.refresh.send(()).ok();
+    }
+}
+
+impl Running<'_> {
+    pub(super) fn first_scan(&mut self) -> Result<(), TreeError> {
+        self.tree.scan()?;
+        self.take_rules();
+        self.advance()
+    }
+
+    fn take_rules(&mut self) -> bool {
+        let changed = self.tree.take_rules_changed();
+        if changed {
+            self.looks.set_rules(self.tree.ignore().clone());
+        }
+        changed
+    }
+
+    /// Turns facts into looks. A directory's own time changes with its children, without a fact.
+    pub(super) fn take_facts(&mut self, facts: Vec<Fact>, news: WatchNews) -> Result<(), TreeError> {
+        self.looks.news = news;
+        for fact in facts {
+            match fact {
+                Fact::Lost => self.tree.scan_later(),
+                Fact::RootGone => self.looks.gone = Some("the root was moved, deleted or unmounted".to_owned()),
+                Fact::Barrier { name } => self.barrier_passed(&name),
+                Fact::Subtree { dir } => {
+                    self.look_at_dir(&dir);
+                    self.tree.scan_below(&dir)?;
+                }
+                Fact::Dir { dir } => {
+                    self.look_at_dir(&dir);
+                    self.tree.scan_children(&dir)?;
+                }
+                Fact::Path { path, content, .. } => self.look_at_path(&path, content)?,
+            }
+        }
+        if self.take_rules() {
+            self.tree.scan_later();
+        }
+        Ok(())
+    }
+
+    fn look_at_dir(&mut self, dir: &TreePath) {
+        if !dir.is_root() {
+            self.tree.look_again(dir, false, false);
+        }
+    }
+
+    fn look_at_path(&mut self, path: &TreePath, content: bool) -> Result<(), TreeError> {
+        if let Some(kept) = self.looks.kept.get_mut(path) {
+            kept.touched = Instant::now();
+        }
+        let dir = path.parent().unwrap_or_default();
+        if path.name() == ignore::FILE_NAME {
+            self.tree.scan_children(&dir)?;
+        }
+        self.look_at_dir(&dir);
+        self.tree.look_again(path, content, false);
+        Ok(())
+    }
+
+    /// Looks at what is dirty; files that a writer keeps are looked at when it is done.
+    pub(super) fn look(&mut self) -> Result<(), TreeError> {
+        if let Some(reason) = self.looks.gone.take() {
+            self.tree.check_root()?;
+            return Err(RootError::Missing(std::io::Error::other(reason)).into());
+        }
+        let now = Instant::now();
+        if !self.looks.rescan.is_zero() && now.duration_since(self.looks.scanned) >= self.looks.rescan {
+            self.looks.scanned = now;
+            self.tree.scan_later();
+        }
+        if !self.looks.news.polled.is_empty() && now.duration_since(self.looks.polled) >= POLLED_EVERY {
+            self.read_polled()?;
+        }
+        let take_all = std::mem::take(&mut self.looks.take_all);
+        for (path, kept) in &self.looks.kept {
+            let due = match self.looks.open_files {
+                OpenFiles::Never => false,
+                OpenFiles::After(quiet) => {
+                    now.duration_since(kept.touched) >= quiet || now.duration_since(kept.since) >= OPEN_FILES_MAX
+                }
+            };
+            self.tree.look_again(path, true, due || take_all);
+        }
+        let busy = self.tree.catch_up()?;
+        let kept = std::mem::take(&mut self.looks.kept);
+        for path in busy {
+            let at = kept.get(&path).copied().unwrap_or(Kept { since: now, touched: now });
+            self.looks.kept.insert(path, at);
+        }
+        self.tree.check_late_writers()?;
+        self.tree.sync_minted(false)
+    }
+
+    /// Reads directories that have no watch.
+    fn read_polled(&mut self) -> Result<(), TreeError> {
+        self.looks.polled = Instant::now();
+        for dir in self.looks.news.polled.clone() {
+            self.look_at_dir(&dir);
+            self.tree.scan_below(&dir)?;
+        }
+        // Perhaps there is room for watches by now.
+        self.looks.refresh.send(()).ok();
+        Ok(())
+    }
+
+    /// Takes everything that changed on disk so far, also what is kept or not watched: the caller
+    /// has seen every event of before.
+    pub(super) fn take_all(&mut self) -> Result<(), TreeError> {
+        self.read_polled()?;
+        self.tree.catch_up().map(|busy| {
+            for path in busy {
+                let now = Instant::now();
+                self.looks.kept.entry(path).or_insert(Kept { since: now, touched: now });
+            }
+        })?;
+        self.looks.take_all = true;
+        self.look()?;
+        self.tree.sync_minted(true)?;
+        self.advance()
+    }
+}
