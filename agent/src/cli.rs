@@ -98,7 +98,7 @@ fn config_failure(errors: &[config::ConfigError]) -> Failure {
 }
 
 /// Reads the config that a command runs with.
-fn load(file: Option<&Path>) -> Result<Config, Failure> {
+pub(crate) fn load(file: Option<&Path>) -> Result<Config, Failure> {
     let file = file.map_or_else(config::default_file, Path::to_path_buf);
     config::load(&file).map_err(|errors| match errors.first() {
         Some(error) if error.line == 0 => {

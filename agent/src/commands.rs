@@ -23,14 +23,6 @@ const LATE: Duration = Duration::from_secs(2);
 /// How often `status --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
 
-/// Runs the node in the foreground.
-///
-/// # Errors
-/// Why it cannot run.
-pub fn agent(_file: Option<&Path>) -> Result<(), Failure> {
-    Err(Failure::usage("agent", "not in this version"))
-}
-
 /// What `pleach status` is told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Status {
@@ -246,13 +238,9 @@ mod tests {
 
     #[test]
     fn paths_are_made_absolute_by_their_text() {
-        for (path, want) in [
-            ("/a/./b/../c/", "/a/c"),
-            ("/../..", "/"),
-            ("/a//b", "/a/b"),
-            ("/", "/"),
-            ("/a/...", "/a/..."),
-        ] {
+        for (path, want) in
+            [("/a/./b/../c/", "/a/c"), ("/../..", "/"), ("/a//b", "/a/b"), ("/", "/"), ("/a/...", "/a/...")]
+        {
             assert_eq!(absolute(Path::new(path)).unwrap().as_path(), Path::new(want));
         }
         let here = std::env::current_dir().unwrap();

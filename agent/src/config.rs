@@ -165,8 +165,8 @@ pub struct PeerConfig {
     pub name: String,
     /// Addresses, tried in order.
     pub addresses: Vec<String>,
-    /// Its public keys.
-    pub keys: Vec<String>,
+    /// Its public key, an OpenSSH line.
+    pub key: String,
     /// The trees it takes; none: all.
     pub trees: Option<Vec<String>>,
 }
@@ -456,7 +456,7 @@ impl Reader<'_> {
 
     fn peer(&mut self, at: &Range<usize>, table: &DeTable<'_>, config: &mut Config) {
         let keys = self.keys("peer", table);
-        let mut peer = PeerConfig { name: String::new(), addresses: Vec::new(), keys: Vec::new(), trees: None };
+        let mut peer = PeerConfig { name: String::new(), addresses: Vec::new(), key: String::new(), trees: None };
         for needed in ["name", "key"] {
             if !keys.contains_key(needed) {
                 self.error(at, format!("{needed} is missing in [[peer]]"));
@@ -471,8 +471,15 @@ impl Reader<'_> {
                 }
                 "address" => peer.addresses = self.one_or_more("address", value, address),
                 "key" => {
-                    let check = |text: &str| keys::check_public(text).map(|()| text.to_owned());
-                    peer.keys = self.one_or_more("key", value, check);
+                    let known: Vec<(String, String)> =
+                        config.peers.iter().map(|p| (p.name.clone(), p.key.clone())).collect();
+                    let check = |text: &str| own_key(text, &known);
+                    match value.get_ref() {
+                        DeValue::Array(_) => {
+                            self.error(&value.span(), "key: several keys are not in this version of pleach".into());
+                        }
+                        _ => peer.key = self.checked("key", value, check).unwrap_or_default(),
+                    }
                 }
                 _ => {
                     let names = self.texts("trees", value);
@@ -498,6 +505,16 @@ impl Reader<'_> {
             DeValue::Array(values) => values.iter().filter_map(|v| self.checked(key, v, &check)).collect(),
             _ => self.checked(key, value, check).into_iter().collect(),
         }
+    }
+}
+
+/// Checks a peer's key: one node has one row.
+fn own_key(text: &str, known: &[(String, String)]) -> Result<String, String> {
+    keys::check_public(text)?;
+    let same = |other: &str| keys::public_node(other).is_some() && keys::public_node(other) == keys::public_node(text);
+    match known.iter().find(|(_, key)| same(key)) {
+        Some((name, _)) => Err(format!("it is the key of the peer '{name}' already")),
+        None => Ok(text.to_owned()),
     }
 }
 

@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::failure::Failure;
 
 pub use client::{Answer, Client, ClientError};
+pub(crate) use path::field_path;
 pub use path::{RawPath, path_field};
 pub use server::Server;
 
@@ -90,7 +91,17 @@ pub enum Request {
 
 /// The words that [`Request`]s go by: the values of `do`, which are also the commands' names.
 const NAMES: [&str; 12] = [
-    "status", "wait", "log", "problems", "conflicts", "resolve", "versions", "restore", "rescan", "pause", "resume",
+    "status",
+    "wait",
+    "log",
+    "problems",
+    "conflicts",
+    "resolve",
+    "versions",
+    "restore",
+    "rescan",
+    "pause",
+    "resume",
     "approve",
 ];
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use pleach_protocol::version::NodeId;
 use russh::keys::ssh_key::{self, Algorithm, HashAlg, LineEnding, PrivateKey};
 
 /// Says why there is no usable host key.
@@ -148,11 +149,29 @@ impl HostKey {
         &self.key
     }
 
+    /// The node whose key this is.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        node_of(self.key.public_key()).unwrap_or(NodeId([0; 32]))
+    }
+
     /// `SHA256:…`, the node's id for people.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         self.key.public_key().fingerprint(HashAlg::Sha256).to_string()
     }
+}
+
+/// The node whose key this is; none for keys of other kinds.
+#[must_use]
+pub fn node_of(key: &ssh_key::PublicKey) -> Option<NodeId> {
+    key.key_data().ed25519().map(|key| NodeId(key.0))
+}
+
+/// The node of a public key's line, as the config has it.
+#[must_use]
+pub fn public_node(line: &str) -> Option<NodeId> {
+    ssh_key::PublicKey::from_openssh(line).ok().as_ref().and_then(node_of)
 }
 
 /// Whether a text is an ed25519 public key as `pleach key` prints it.

@@ -1,13 +1,15 @@
 //! What acts: the watcher, the node's loop, and what the `pleach` binary is made of.
 
+pub mod agent;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod failure;
 pub mod keys;
 pub mod machine;
-pub mod node;
 pub mod owner;
+pub mod peer;
 pub mod ssh;
 pub mod sync;
 pub mod watch;

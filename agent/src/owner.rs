@@ -394,7 +394,7 @@ impl Running<'_> {
             self.wait()?;
         }
         self.tree.sync_minted(true)?;
-        Ok(self.tree.commit()?)
+        self.tree.commit()
     }
 
     /// Makes everything so far durable and tells the sessions.

@@ -9,6 +9,7 @@
 mod client;
 mod failure;
 mod link;
+mod places;
 mod queue;
 mod server;
 mod settings;

@@ -1,41 +1,31 @@
-//! `pleach sync DIR_A DIR_B`: two nodes in one process, an in-memory pipe between them.
+//! `pleach sync DIR_A DIR_B`: two nodes in one process, an SSH connection on loopback between them.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use pleach_protocol::session::{Moment, Session, SessionConfig, TreeOffer};
-use pleach_protocol::time::Time;
-use pleach_protocol::version::NodeId;
-use pleach_store::ignore::IgnoreRules;
-use pleach_store::kv::KvError;
-use pleach_store::kv::sled::{SledKv, move_aside};
-use pleach_store::tree::{Tree, TreeOptions};
-use pleach_store::vfs::unix::UnixVfs;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 
+use crate::agent::Agent;
+use crate::config::{self, Config, PeerConfig, TreeConfig};
+use crate::control::{Handler, Reply, Request};
 use crate::failure::Failure;
-use crate::node::{AgentTree, Event, Node, Status};
-use crate::watch::Watcher;
-use crate::watch::inotify::InotifyWatcher;
+use crate::keys::HostKey;
+use crate::owner::{PeerProgress, Phase, StreamState, TreeStatus};
 
 /// How often the view is drawn and convergence is looked at.
 const VIEW: Duration = Duration::from_millis(50);
 /// How long both sides must be at rest before `--once` believes it.
 const REST: Duration = Duration::from_millis(300);
-
-struct Side {
-    name: &'static str,
-    root: PathBuf,
-    node: NodeId,
-    tree: AgentTree,
-    rules: Arc<Mutex<IgnoreRules>>,
-    watcher: InotifyWatcher,
-}
+/// The tree's name on both sides.
+const TREE: &str = "sync";
+/// Problems that are named at the end.
+const PROBLEMS_MAX: usize = 20;
 
 /// Keeps two directories in step until Ctrl-C, or with `once` until they are.
 ///
@@ -48,28 +38,25 @@ pub fn run(a: &Path, b: &Path, once: bool) -> Result<(), Failure> {
         return Err(Failure::done("sync", why).help("name two directories that have nothing in common"));
     }
     let state = state_dir(&roots)?;
-    let left = open_side("left", &roots[0], &state)?;
-    let right = open_side("right", &roots[1], &state)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
             .map_err(|error| Failure::done("sync", format!("cannot catch signals: {error}")))?;
     }
-    let (left_in, left_out) = mpsc::channel();
-    let (right_in, right_out) = mpsc::channel();
-    let ids = [left.node, right.node];
-    let names = [left.root.display().to_string(), right.root.display().to_string()];
-    let left = start(left, ids[1], left_out, left_in.clone(), right_in.clone())?;
-    let right = start(right, ids[0], right_out, right_in.clone(), left_in.clone())?;
-    let outcome = watch_over([&left.status, &right.status], &names, once, &stop);
-    for inbox in [left_in, right_in] {
-        // A node that failed has closed its inbox already.
-        inbox.send(Event::Stop).ok();
-    }
-    for side in [left, right] {
-        side.thread.join().map_err(|_| Failure::done("sync", "a node ended abruptly: this is a fault in pleach"))?;
-    }
-    outcome
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::done("sync", format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        let sides = start(&state, &roots).await?;
+        let names = roots.map(|root| root.display().to_string());
+        let outcome = watch_over(&sides, &names, once, &stop).await;
+        for side in sides {
+            side.stop().await;
+        }
+        outcome
+    })
 }
 
 fn real_dir(path: &Path) -> Result<PathBuf, Failure> {
@@ -85,206 +72,82 @@ fn state_dir(roots: &[PathBuf; 2]) -> Result<PathBuf, Failure> {
         hasher.update(root.as_os_str().as_encoded_bytes());
         hasher.update(&[0]);
     }
-    let dir = default_state()?.join("sync").join(&hasher.finalize().to_hex()[..32]);
+    let dir = config::default_state().join("sync").join(&hasher.finalize().to_hex()[..32]);
+    if dir.is_relative() {
+        return Err(Failure::done("sync", "there is no place for its state").help("set XDG_STATE_HOME or HOME"));
+    }
     fs::create_dir_all(&dir)
         .map_err(|error| Failure::done(format!("sync: making {}", dir.display()), error.to_string()))?;
     Ok(dir)
 }
 
-/// Where state lies unless a config says otherwise. Source: CONTRACT.md, configuration.
-fn default_state() -> Result<PathBuf, Failure> {
-    if let Some(dir) = std::env::var_os("XDG_STATE_HOME").filter(|d| !d.is_empty()) {
-        return Ok(PathBuf::from(dir).join("pleach"));
-    }
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib/pleach"));
-    }
-    match std::env::var_os("HOME").filter(|d| !d.is_empty()) {
-        Some(home) => Ok(PathBuf::from(home).join(".local/state/pleach")),
-        None => Err(Failure::done("sync", "there is no place for its state").help("set XDG_STATE_HOME or HOME")),
-    }
-}
-
-fn open_side(name: &'static str, root: &Path, state: &Path) -> Result<Side, Failure> {
-    let what = format!("sync {}", root.display());
-    let failed = |error: &dyn std::error::Error| Failure::done(&what, chain(error));
-    let dir = state.join(name);
-    let store = dir.join("store");
-    fs::create_dir_all(&dir).map_err(|e| failed(&e))?;
-    let node = NodeId(kept_random(&dir.join("id")).map_err(|e| failed(&e))?);
-    let kv = match SledKv::open(&store) {
-        Err(KvError::Broken { path, reason }) => {
-            let aside = move_aside(&store).map_err(|e| failed(&e))?;
-            tracing::error!(path, reason, aside = %aside.display(), "the store is broken; the tree pairs again");
-            SledKv::open(&store)
-        }
-        Err(KvError::Io { what: "take its lock", .. }) => {
-            let failure = Failure::done(&what, "another pleach keeps this pair in step");
-            return Err(failure.help("stop it first; this pair needs only one"));
-        }
-        other => other,
-    }
-    .map_err(|e| failed(&e))?;
-    let random = random().map_err(|e| failed(&e))?;
-    let mut start = [0; 8];
-    start.copy_from_slice(&random[32..40]);
-    let mut entropy = [0; 32];
-    entropy.copy_from_slice(&random[..32]);
-    let ignore = IgnoreRules::new(&[]).map_err(|e| failed(&e))?;
-    let rules = Arc::new(Mutex::new(ignore.clone()));
-    let marker = dir.join("root");
-    let options = TreeOptions {
-        node,
+/// Starts both nodes: the left one listens on loopback, the right one dials.
+async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Failure> {
+    let failed = |error: crate::keys::KeyError| Failure::done("sync: a key", error.to_string());
+    let key = |name: &str| Ok(HostKey::load_or_create(&state.join(name), name).map_err(failed)?.public_line(name));
+    let keys = [key("left")?, key("right")?];
+    let side = |name: &str, root: &Path, listen: Option<&str>, peer: PeerConfig| Config {
         name: name.to_owned(),
-        start: u64::from_le_bytes(start),
-        entropy,
-        approved: false,
-            settle: Duration::ZERO,
-            copies: false,
-            expected_root: fs::read(&marker).ok(),
-        boot: fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
-        booted: booted(),
-        ignore,
+        listen: listen.map(str::to_owned),
+        state: state.join(name),
+        log: "error".to_owned(),
+        trees: vec![TreeConfig::new(TREE, root)],
+        peers: vec![peer],
     };
-    let tree = Tree::open(UnixVfs::new(root.to_path_buf()), kv, Box::new(now), options).map_err(|e| {
-        failed(&e)
-            .help("where the directory was replaced on purpose, remove this pair's state")
-            .help(dir.display().to_string())
-    })?;
-    write_durably(&marker, tree.root_id()).map_err(|e| failed(&e))?;
-    // Watch first, then list: what changes during the first scan is seen again.
-    let shared = Arc::clone(&rules);
-    let ignored = move |path: &pleach_protocol::path::TreePath, is_dir: bool| lock(&shared).ignored(path, is_dir);
-    let watcher = InotifyWatcher::start(root, Arc::new(ignored)).map_err(|e| failed(&e))?;
-    Ok(Side { name, root: root.to_path_buf(), node, tree, rules, watcher })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-fn random() -> io::Result<[u8; 40]> {
-    let mut bytes = [0; 40];
-    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// 32 random bytes that stay the same from run to run.
-fn kept_random(path: &Path) -> io::Result<[u8; 32]> {
-    if let Ok(bytes) = fs::read(path)
-        && let Ok(bytes) = bytes.try_into()
-    {
-        return Ok(bytes);
-    }
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(&random()?[..32]);
-    write_durably(path, &bytes)?;
-    Ok(bytes)
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let staged = path.with_extension("new");
-    let mut file = fs::File::create(&staged)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&staged, path)?;
-    fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-}
-
-#[allow(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
-}
-
-/// When the machine booted. Source: proc(5), `btime` in /proc/stat.
-fn booted() -> Time {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line = stat.lines().find_map(|line| line.strip_prefix("btime "));
-    Time::new(line.and_then(|text| text.trim().parse().ok()).unwrap_or(0), 0)
-}
-
-struct Started {
-    thread: thread::JoinHandle<()>,
-    status: Arc<Mutex<Status>>,
-}
-
-fn start(
-    side: Side,
-    peer: NodeId,
-    inbox: Receiver<Event>,
-    own: Sender<Event>,
-    outbox: Sender<Event>,
-) -> Result<Started, Failure> {
-    let failed = |error: io::Error| Failure::done("sync", format!("cannot start a thread: {error}"));
-    let status = Arc::new(Mutex::new(Status::default()));
-    let (facts_taken, taken) = mpsc::channel();
-    let offer = TreeOffer {
-        name: "sync".to_owned(),
-        incarnation: side.tree.index().meta().incarnation,
-        cursor: side.tree.cursor(peer).map_err(|e| Failure::done("sync", chain(&e)))?,
-        head: side.tree.head(),
-        standing: pleach_protocol::wire::Standing::Open,
+    let peer = |name: &str, key: &str, addresses| PeerConfig {
+        name: name.to_owned(),
+        addresses,
+        key: key.to_owned(),
+        trees: None,
     };
-    let config = SessionConfig {
-        node: side.node,
-        peer,
-        name: side.name.to_owned(),
-        start: side.tree.index().meta().next_id,
-        token: [0; 16],
-        trees: vec![offer],
-    };
-    let session = Session::new(Moment(0), config);
-    let node = Node {
-        tree: side.tree,
-        session,
-        peer,
-        inbox,
-        outbox,
-        facts_taken,
-        rules: side.rules,
-        status: Arc::clone(&status),
-    };
-    let watcher = side.watcher;
-    thread::Builder::new()
-        .name(format!("{}-watch", side.name))
-        .spawn(move || forward(watcher, &own, &taken))
-        .map_err(failed)?;
-    let thread = thread::Builder::new()
-        .name(side.name.to_owned())
-        .spawn(move || {
-            // The failure is in the status, for whoever shows it.
-            node.run().ok();
-        })
-        .map_err(failed)?;
-    Ok(Started { thread, status })
-}
-
-/// Hands the watcher's facts to the node, one batch at a time: the watcher folds what comes meanwhile.
-fn forward(mut watcher: InotifyWatcher, inbox: &Sender<Event>, taken: &Receiver<()>) {
-    while let Ok(facts) = watcher.poll(Duration::from_secs(1)) {
-        if facts.is_empty() {
-            continue;
-        }
-        if inbox.send(Event::Facts(facts)).is_err() || taken.recv().is_err() {
-            return;
+    let left = side("left", &roots[0], Some("127.0.0.1:0"), peer("right", &keys[1], Vec::new()));
+    let left = Agent::start(left).await.map_err(taken)?;
+    let port = left.local_addr().map_or(0, |address| address.port());
+    let address = format!("pleach://127.0.0.1:{port}");
+    let right = side("right", &roots[1], None, peer("left", &keys[0], vec![address]));
+    match Agent::start(right).await {
+        Ok(right) => Ok([left, right]),
+        Err(failure) => {
+            left.stop().await;
+            Err(taken(failure))
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Says of a pair what is said of a state directory.
+fn taken(failure: Failure) -> Failure {
+    if failure.to_string().contains("another agent runs") {
+        return Failure::done("sync", "another pleach keeps this pair in step")
+            .help("stop it first; this pair needs only one");
+    }
+    failure
+}
+
+/// How a side is, and how far its peer is.
+struct Seen {
+    tree: TreeStatus,
+    peer: PeerProgress,
+}
+
+impl Seen {
+    fn of(agent: &Agent) -> Self {
+        let tree = agent.tree_status(TREE).unwrap_or_default();
+        let peer = tree.peers.values().next().cloned().unwrap_or_default();
+        Self { tree, peer }
+    }
+
+    fn in_step(&self) -> bool {
+        self.tree.phase == Phase::Watching
+            && self.tree.quiet
+            && self.peer.state == StreamState::Open
+            && self.peer.to_send == 0
+            && self.peer.to_receive == 0
+    }
 }
 
 /// Draws the view and waits for the end: Ctrl-C, a failure, or with `once` both sides at rest.
-fn watch_over(
-    sides: [&Arc<Mutex<Status>>; 2],
+async fn watch_over(
+    sides: &[Arc<Agent>; 2],
     names: &[String; 2],
     once: bool,
     stop: &AtomicBool,
@@ -293,15 +156,14 @@ fn watch_over(
     let mut drawn = String::new();
     let mut resting = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
-        let [left, right] = sides.map(|side| lock(side).clone());
+        let [left, right] = [Seen::of(&sides[0]), Seen::of(&sides[1])];
         for (side, name) in [(&left, &names[0]), (&right, &names[1])] {
-            if let Some(reason) = &side.failed {
+            if let Some(reason) = &side.tree.error {
                 return Err(Failure::done(format!("sync {name}"), reason.clone())
                     .help("nothing was lost; run it again once this is mended"));
             }
         }
-        let in_step = |side: &Status| side.quiet && side.peer_applied >= side.head;
-        let rest = in_step(&left) && in_step(&right);
+        let rest = left.in_step() && right.in_step();
         resting = if rest { resting + VIEW } else { Duration::ZERO };
         let line = view(&left, &right, rest);
         if line != drawn {
@@ -316,9 +178,9 @@ fn watch_over(
             if terminal {
                 writeln!(io::stderr()).ok();
             }
-            return report(&[&left, &right], names);
+            return report(sides, names).await;
         }
-        thread::sleep(VIEW);
+        sleep(VIEW).await;
     }
     if terminal {
         writeln!(io::stderr()).ok();
@@ -326,16 +188,15 @@ fn watch_over(
     Ok(())
 }
 
-fn view(left: &Status, right: &Status, rest: bool) -> String {
+fn view(left: &Seen, right: &Seen, rest: bool) -> String {
     let state = if rest { "in step" } else { "syncing" };
-    let waiting = |side: &Status| side.head.saturating_sub(side.peer_applied);
     format!(
         "{state}: {} > {} changes to go, {} < {}, {} problems",
-        waiting(left),
-        size(right.received_bytes),
-        waiting(right),
-        size(left.received_bytes),
-        left.problems.len() + right.problems.len(),
+        left.peer.to_send,
+        size(right.tree.received_bytes),
+        right.peer.to_send,
+        size(left.tree.received_bytes),
+        left.tree.problems + right.tree.problems,
     )
 }
 
@@ -347,14 +208,23 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn report(sides: &[&Status; 2], names: &[String; 2]) -> Result<(), Failure> {
+/// Fails where paths could not be synced, naming them.
+async fn report(sides: &[Arc<Agent>; 2], names: &[String; 2]) -> Result<(), Failure> {
     let mut failure = Failure::done("sync", "some paths could not be synced");
     let mut any = false;
     for (side, name) in sides.iter().zip(names) {
-        for (path, reason) in side.problems.iter().take(20) {
-            any = true;
-            failure = failure.help(format!("{name}/{path}: {reason}"));
+        let (replies, mut rows) = mpsc::channel(PROBLEMS_MAX);
+        let asked = tokio::spawn(Arc::clone(side).handle(Request::Problems { tree: Some(TREE.to_owned()) }, replies));
+        let mut named = 0;
+        while let Some(reply) = rows.recv().await {
+            let Reply::Row(row) = reply else { continue };
+            let text = |key: &str| row.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+            if row.get("reason").is_some() && row.get("peer").is_none() && named < PROBLEMS_MAX {
+                (named, any) = (named + 1, true);
+                failure = failure.help(format!("{name}/{}: {}", text("path"), text("reason")));
+            }
         }
+        asked.await.map_err(|error| Failure::done("sync", error.to_string()))??;
     }
     if any { Err(failure) } else { Ok(()) }
 }

@@ -68,8 +68,8 @@ fn init_never_overwrites_a_config() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_pleach")).arg("status").output().unwrap();
-    assert_eq!((output.status.code(), said(&output).as_str()), (Some(2), "pleach: status: not in this version\n"));
+    let output = Command::new(env!("CARGO_BIN_EXE_pleach")).arg("doctor").output().unwrap();
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(2), "pleach: doctor: not in this version\n"));
     let output = pleach(dir.path(), &["key"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("make one with: pleach init"), "{}", said(&output));

@@ -199,8 +199,18 @@ impl Session {
 
     /// Ends the session: tells the peer why. Nothing else is to be said after it.
     pub fn say_bye(&mut self, reason: &str) {
-        let end = reason.floor_char_boundary(wire::REASON_BYTES_MAX);
-        self.transmit(&Message::Bye { reason: reason.get(..end).unwrap_or_default().to_owned() });
+        self.transmit(&Message::Bye { reason: cut(reason) });
+    }
+
+    /// Tells people on the peer's side something.
+    pub fn notify(&mut self, text: &str) {
+        self.transmit(&Message::Notice { text: cut(text) });
+    }
+
+    /// What joins the peer's two links, once its control link said so.
+    #[must_use]
+    pub const fn peer_token(&self) -> Option<[u8; 16]> {
+        self.greeted[0]
     }
 
     /// When the peer was heard last.
@@ -345,9 +355,10 @@ impl Session {
                 self.outputs.push_back(Output::PeerHead { tree, id, seq });
                 Ok(())
             }
-            Message::Bye { reason } => {
-                let shown = reason.chars().filter(|c| !c.is_control()).take(wire::REASON_BYTES_MAX).collect();
-                Err(SessionError::Bye(shown))
+            Message::Bye { reason } => Err(SessionError::Bye(shown(&reason))),
+            Message::Notice { text } => {
+                self.outputs.push_back(Output::Notice { text: shown(&text) });
+                Ok(())
             }
         }
     }
@@ -376,4 +387,15 @@ impl Session {
         debug_assert!(frame.is_ok(), "a message beyond the limit");
         self.outputs.extend(frame.ok().map(|frame| Output::Transmit { link, frame }));
     }
+}
+
+/// As much of a text as a message takes.
+fn cut(text: &str) -> String {
+    let end = text.floor_char_boundary(wire::REASON_BYTES_MAX);
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+/// A peer's text as it can be shown.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(wire::REASON_BYTES_MAX).collect()
 }

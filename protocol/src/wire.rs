@@ -142,6 +142,11 @@ pub enum Message {
         /// For people.
         reason: String,
     },
+    /// Control: something that people on the receiver's side should know.
+    Notice {
+        /// For people.
+        text: String,
+    },
 }
 
 impl Message {

@@ -53,9 +53,8 @@ impl Known {
 
     /// The next write by a writer here.
     fn next(&self, writer: u8) -> Dot {
-        let of = |entry: &Entry| {
-            entry.context.iter().find(|d| d.actor == dot(writer, 1, 1).actor).map_or(0, |d| d.counter)
-        };
+        let of =
+            |entry: &Entry| entry.context.iter().find(|d| d.actor == dot(writer, 1, 1).actor).map_or(0, |d| d.counter);
         dot(writer, 1, of(&self.path).max(of(&self.child)) + 1)
     }
 }
@@ -73,11 +72,7 @@ enum Change {
 
 fn write(entry: &Entry, sees: Option<&State>, becomes: Option<&State>, dot: Dot, rank: Rank, paired: bool) -> Entry {
     let before = Some(entry).filter(|e| !e.context.is_empty());
-    let shown = if paired {
-        Shown::default()
-    } else {
-        Shown { context: entry.context.clone(), state: sees.cloned() }
-    };
+    let shown = if paired { Shown::default() } else { Shown { context: entry.context.clone(), state: sees.cloned() } };
     mint(before, &shown, becomes, dot, rank, paired).0
 }
 
@@ -258,7 +253,9 @@ fn check_end(three: &Three, end: &Known) -> Result<(), String> {
     }
     if let Some(State { value: Value::File { size, .. }, mtime, access }) = &shown {
         let times = &end.path.times;
-        let own = times.values().any(|t| Some(t.mtime) == *mtime && matches!(t.of, Value::File { size: s, .. } if s == *size));
+        let own = times
+            .values()
+            .any(|t| Some(t.mtime) == *mtime && matches!(t.of, Value::File { size: s, .. } if s == *size));
         if !own {
             return Err(format!("{shown:?} has the time of another content: {times:?}"));
         }
@@ -280,11 +277,7 @@ fn file(content: u32, secs: i64, bits: u32) -> State {
 }
 
 fn values() -> Vec<Change> {
-    vec![
-        Change::Path(Some(file(1, 900, 0o644))),
-        Change::Path(Some(file(2, 901, 0o600))),
-        Change::Path(None),
-    ]
+    vec![Change::Path(Some(file(1, 900, 0o644))), Change::Path(Some(file(2, 901, 0o600))), Change::Path(None)]
 }
 
 fn walk(changes: &[Change], depth: u32, frozen: bool) -> Reached {

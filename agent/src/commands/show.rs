@@ -2,6 +2,10 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
+use crate::control::field_path;
+
 /// Whether there are colours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Style {
@@ -64,6 +68,24 @@ pub(super) fn escaped(bytes: &[u8]) -> String {
 fn invisible(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
         | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A value as one line of text; `-` where there is none.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) => escaped(text.as_bytes()),
+        value => escaped(value.to_string().as_bytes()),
+    }
+}
+
+/// A row's field as one line of text, also one whose bytes are not UTF-8; `-` where there is none.
+pub(super) fn field(row: &Value, key: &str) -> String {
+    match row.get(key).unwrap_or(&Value::Null) {
+        Value::Null => field_path(row, key).map_or_else(|| "-".to_owned(), |bytes| escaped(&bytes)),
+        value => shown(value),
+    }
 }
 
 /// A number of bytes in the largest unit that leaves a digit before the point.
@@ -168,7 +190,8 @@ mod tests {
     #[test]
     fn columns_are_aligned_whatever_their_looks() {
         let red = |text: &str| format!("<{text}>");
-        let rows = vec![vec!["A".into(), "B".into()], vec![Cell::painted("xyz", red), "".into()], vec!["\u{e4}".into()]];
+        let rows =
+            vec![vec!["A".into(), "B".into()], vec![Cell::painted("xyz", red), "".into()], vec!["\u{e4}".into()]];
         assert_eq!(table(&rows), "A    B\n<xyz>\n\u{e4}\n");
     }
 }

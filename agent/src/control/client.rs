@@ -99,7 +99,8 @@ impl Client {
             _ => {}
         }
         let now = Instant::now();
-        let mut client = Self { reader: BufReader::new(stream), path, node: String::new(), deadline: Some(now + HELLO) };
+        let mut client =
+            Self { reader: BufReader::new(stream), path, node: String::new(), deadline: Some(now + HELLO) };
         let hello: Hello = client.line()?;
         if hello.pleach != VERSION {
             let what = format!("it speaks version {} of the control protocol, this is {VERSION}", hello.pleach);

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn what_is_no_absolute_path_is_refused() {
-        for json in [r#"{"text":"a"}"#, r#"{"text":""}"#, r#"{"text":"/a\u0000"}"#, r#"{"b64":"/"}"#, r#"{"b64":"YQ=="}"#] {
+        for json in
+            [r#"{"text":"a"}"#, r#"{"text":""}"#, r#"{"text":"/a\u0000"}"#, r#"{"b64":"/"}"#, r#"{"b64":"YQ=="}"#]
+        {
             assert!(serde_json::from_str::<RawPath>(json).is_err(), "{json}");
         }
     }

@@ -121,7 +121,8 @@ impl Drop for Server {
 /// Says why to a client that there is no place for; never waits, so that clients cannot hold up the accepting.
 fn turn_away(stream: &UnixStream, node: &str) {
     let why = "too many commands are talking to the agent at once";
-    let end = End::from(Err(Failure::done("control", why).help("end one (each `log --follow` is one), then try again")));
+    let end =
+        End::from(Err(Failure::done("control", why).help("end one (each `log --follow` is one), then try again")));
     let mut text = line(&Hello { pleach: VERSION, node: Some(node.to_owned()) });
     text.extend_from_slice(&line(&Line { end: Some(end), ..Line::default() }));
     // A new socket's buffer has room for these few bytes.
@@ -337,7 +338,10 @@ mod tests {
             let hangs = client(state);
             send(&hangs, "{\"pleach\":1}\n{\"do\":");
             let said = rest(hangs);
-            assert!(said.ends_with("{\"end\":{\"code\":2,\"what\":\"control\",\"why\":\"no request came in time\"}}\n"), "{said}");
+            assert!(
+                said.ends_with("{\"end\":{\"code\":2,\"what\":\"control\",\"why\":\"no request came in time\"}}\n"),
+                "{said}"
+            );
         });
     }
 

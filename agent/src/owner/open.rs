@@ -59,11 +59,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
 }
 
 /// Opens a tree and begins to watch it. `approved`: the root that is there is taken as new.
-pub(super) fn open(
-    setup: &TreeSetup,
-    approved: bool,
-    inbox: &Sender<Event>,
-) -> Result<(AgentTree, Looks), OpenError> {
+pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> Result<(AgentTree, Looks), OpenError> {
     let trees = setup.state.join("trees");
     fs::create_dir_all(&trees).map_err(io_error(&trees))?;
     let root = &setup.config.path;

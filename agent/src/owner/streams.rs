@@ -239,11 +239,6 @@ impl Streams {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)
     }
 
-    /// How many contents are on their way here.
-    pub(super) fn wants(&self) -> usize {
-        self.wants.len()
-    }
-
     /// What is shown of each peer.
     pub(super) fn show(&mut self, tree: &AgentTree, quiet: bool) -> Result<BTreeMap<NodeId, PeerProgress>, TreeError> {
         let head = tree.head();
@@ -255,7 +250,11 @@ impl Streams {
                 state: stream.state,
                 to_send: left.changes,
                 to_send_bytes: left.bytes,
-                to_receive: if stream.to_apply.is_empty() { 0 } else { stream.their_head.saturating_sub(stream.applied.0) },
+                to_receive: if stream.to_apply.is_empty() {
+                    0
+                } else {
+                    stream.their_head.saturating_sub(stream.applied.0)
+                },
                 to_receive_bytes: fetching.map(|a| a.want.size).sum(),
                 acked_seq: stream.peer_applied,
                 stuck: stream.peer_stuck,
@@ -343,7 +342,9 @@ impl Running<'_> {
                 let read = super::relay::Read { peer, session, request, path, hash, offset, bytes_max };
                 self.serve(read)?;
             }
-            Output::Received { want, offset, bytes, last, .. } => self.take_content(peer, want, offset, &bytes, last)?,
+            Output::Received { want, offset, bytes, last, .. } => {
+                self.take_content(peer, want, offset, &bytes, last)?;
+            }
             Output::Missing { want, reason, .. } => self.missing(want, &reason)?,
             Output::PeerMerged { seq, .. } => self.tree.peer_merged(peer, seq)?,
             Output::PeerApplied { seq, stuck, .. } => {
@@ -364,21 +365,18 @@ impl Running<'_> {
             Output::TooLarge { path, .. } => {
                 self.tree.note_problem(&path, "it has too many versions for one message: resolve its conflicts");
             }
-            // Carried out by whoever holds the link.
-            Output::Transmit { .. } => {}
+            // Carried out by whoever holds the links.
+            Output::Transmit { .. } | Output::Notice { .. } => {}
         }
         Ok(())
     }
 
-    fn opened(
-        &mut self,
-        peer: NodeId,
-        incarnation: [u8; 16],
-        head: u64,
-        went_back: bool,
-    ) -> Result<(), TreeError> {
+    fn opened(&mut self, peer: NodeId, incarnation: [u8; 16], head: u64, went_back: bool) -> Result<(), TreeError> {
         if went_back {
-            tracing::warn!(peer = self.peer_name(peer), "the peer knows more of this tree than its store: the store went back");
+            tracing::warn!(
+                peer = self.peer_name(peer),
+                "the peer knows more of this tree than its store: the store went back"
+            );
             let fresh = random().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
             self.tree.renew_incarnation(fresh)?;
             self.keeper.streams.restart_all();

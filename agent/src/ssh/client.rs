@@ -61,7 +61,8 @@ pub async fn dial_with(
                 continue;
             }
         };
-        let remote = if address.to_string() == host_port { host_port.to_owned() } else { format!("{host_port} ({address})") };
+        let remote =
+            if address.to_string() == host_port { host_port.to_owned() } else { format!("{host_port} ({address})") };
         let made = timeout(settings.handshake, shake(socket, &remote, identity, pinned, settings)).await;
         match made {
             Ok(Ok(link)) => return Ok(link),
@@ -170,8 +171,9 @@ fn wrong_key(remote: &str, pinned: &[PublicKey], found: &PublicKey) -> LinkError
 }
 
 impl ClientSession {
-    pub(super) async fn ended(&mut self) -> Option<String> {
-        let error = (&mut self.handle).await.err().map(|error| error.to_string());
+    /// Waits for the session's end; gives what the library says of it.
+    pub(super) async fn ended(self) -> Option<String> {
+        let error = self.handle.await.err().map(|error| error.to_string());
         self.reason.get().cloned().or(error)
     }
 }

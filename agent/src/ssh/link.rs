@@ -10,6 +10,7 @@ use russh::{ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use tracing::debug;
 
 use super::client::ClientSession;
 use super::failure::LinkError;
@@ -19,8 +20,11 @@ use super::stream::{KillOnDrop, LINGER, StreamGrip};
 
 /// Callers' credits keep them far below; one that forgets them loses the link, not the machine's memory.
 const SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A peer whose frames nobody takes is not read any further.
+/// A peer whose frames nobody takes is not read any further. Callers' credits keep it far below; what
+/// is sent to it goes on for one window, and keepalives end the link where it lasts.
 const RECEIVE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// It is read again once so much is left.
+const RECEIVE_BYTES_LOW: usize = 16 * 1024 * 1024;
 /// Small frames go together up to here.
 const WRITE_BYTES: usize = 64 * 1024;
 
@@ -77,7 +81,9 @@ impl LinkReader {
     /// [`LinkError::Lost`] and [`LinkError::Frame`]; every later call gives the same.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, LinkError> {
         let shared = &self.user.shared;
-        match shared.inbound.pop().await {
+        let popped = shared.inbound.pop().await;
+        self.user.resume_when_low();
+        match popped {
             Ok(body) => Ok(Some(body)),
             Err(End::Clean) => Ok(None),
             Err(End::Frame(source)) => Err(LinkError::Frame { address: shared.remote.clone(), source }),
@@ -111,34 +117,42 @@ impl LinkWriter {
     /// Sends what is queued, for at most a second, then closes the connection. Returns at once;
     /// the reader comes to its end.
     pub fn close(&self) {
-        self.user.shared.close();
+        self.user.close();
     }
 }
 
 impl Drop for LinkReader {
     fn drop(&mut self) {
         self.user.shared.inbound.clear();
+        self.user.grip.resume();
+    }
+}
+
+impl User {
+    fn resume_when_low(&self) {
+        if self.shared.inbound.bytes() < RECEIVE_BYTES_LOW {
+            self.grip.resume();
+        }
+    }
+
+    fn close(&self) {
+        self.shared.outbound.finish(End::Clean);
+        // A reader that is behind must not hold up what is still to be sent.
+        self.shared.inbound.discard();
+        self.grip.resume();
+        self.shared.closing.notify_one();
     }
 }
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.shared.close();
+        self.close();
     }
 }
 
 impl std::fmt::Debug for User {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("User").field("remote", &self.shared.remote).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn close(&self) {
-        self.outbound.finish(End::Clean);
-        // A reader that is behind must not hold up what is still to be sent.
-        self.inbound.discard();
-        self.closing.notify_one();
     }
 }
 
@@ -170,11 +184,11 @@ async fn carry(
     shared: Arc<Shared>,
     mut channel: ChannelReadHalf,
     writer: impl AsyncWrite + Unpin,
-    mut session: Session,
+    session: Session,
     stream: KillOnDrop,
 ) {
     let end = tokio::select! {
-        end = receive(&mut channel, &shared.inbound) => end,
+        end = receive(&mut channel, &shared.inbound, &stream.0) => end,
         () = send(writer, &shared.outbound, &stream.0) => Some(End::Clean),
         () = async {
             shared.closing.notified().await;
@@ -182,9 +196,8 @@ async fn carry(
         } => Some(End::Clean),
     };
     shared.outbound.finish(End::Clean);
-    let end = match end {
-        Some(end) => end,
-        None => End::Lost(reason(&mut session, &stream.0).await),
+    let Some(end) = end else {
+        return shared.inbound.finish(End::Lost(reason(session, &stream.0).await));
     };
     // Users see the end now; what follows is politeness.
     shared.inbound.finish(end);
@@ -194,11 +207,17 @@ async fn carry(
         while channel.wait().await.is_some() {}
         session.ended().await
     };
-    let _late = timeout(LINGER, farewell).await.is_err();
+    let mut is_late = timeout(LINGER, farewell).await.is_err();
+    if !is_late {
+        // Killed now, unread bytes of the other side would reset the connection and undo what it has
+        // not read yet.
+        is_late = timeout(LINGER.saturating_mul(2), stream.0.ended()).await.is_err();
+    }
+    debug!(remote = %shared.remote, is_late, "a link has ended");
 }
 
 /// Cuts what comes into frames. Gives the end; none where the connection was lost.
-async fn receive(channel: &mut ChannelReadHalf, inbound: &Queue) -> Option<End> {
+async fn receive(channel: &mut ChannelReadHalf, inbound: &Queue, stream: &StreamGrip) -> Option<End> {
     let mut frames = FrameReader::default();
     // What of a frame is here already.
     let mut held = 0_usize;
@@ -211,7 +230,11 @@ async fn receive(channel: &mut ChannelReadHalf, inbound: &Queue) -> Option<End> 
                     match frames.next_frame() {
                         Ok(Some(body)) => {
                             held = held.saturating_sub(body.len().saturating_add(4));
-                            inbound.push_when_room(body, RECEIVE_BYTES_MAX).await;
+                            // Never waits here: the library's loop would wait for this one, and
+                            // write nothing meanwhile.
+                            if inbound.push_beyond(body, RECEIVE_BYTES_MAX) {
+                                pause(inbound, stream);
+                            }
                         }
                         Ok(None) => break,
                         Err(error) => return Some(End::Frame(error)),
@@ -226,6 +249,15 @@ async fn receive(channel: &mut ChannelReadHalf, inbound: &Queue) -> Option<End> 
             Some(_) => {}
             None => return None,
         }
+    }
+}
+
+/// Stops reading from the socket until the consumer is far enough.
+fn pause(inbound: &Queue, stream: &StreamGrip) {
+    stream.pause();
+    // It may have taken all of it, or given up, just before.
+    if inbound.bytes() < RECEIVE_BYTES_LOW || inbound.discards() {
+        stream.resume();
     }
 }
 
@@ -247,12 +279,12 @@ async fn send(mut writer: impl AsyncWrite + Unpin, outbound: &Queue, stream: &St
         bytes.shrink_to(WRITE_BYTES);
     }
     if writer.shutdown().await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }
 
-/// Why a connection was lost.
-async fn reason(session: &mut Session, stream: &StreamGrip) -> String {
+/// Why a connection was lost. Takes the session: the library panics where its end is asked for twice.
+async fn reason(session: Session, stream: &StreamGrip) -> String {
     let ended = timeout(Duration::from_millis(200), session.ended()).await.ok().flatten();
     stream.failure().or(ended).unwrap_or_else(|| "the other side closed the connection".to_owned())
 }
@@ -269,7 +301,7 @@ impl Session {
     }
 
     /// Waits for the session's end; gives what the library says of it.
-    async fn ended(&mut self) -> Option<String> {
+    async fn ended(self) -> Option<String> {
         match self {
             Self::Client(session) => session.ended().await,
             Self::Server(session) => session.await.err().map(|error| error.to_string()),

@@ -23,8 +23,6 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// For whoever takes frames out: one task.
     filled: Notify,
-    /// For whoever waits for room: one task.
-    room: Notify,
 }
 
 #[derive(Default)]
@@ -60,22 +58,18 @@ impl Queue {
         Ok(())
     }
 
-    /// Puts a frame in as soon as there is room; nobody waits for one that is not wanted any more.
-    pub(super) async fn push_when_room(&self, frame: Vec<u8>, bytes_max: usize) {
-        loop {
-            {
-                let mut state = self.lock();
-                if state.discards || state.end.is_some() {
-                    return;
-                }
-                if state.bytes < bytes_max {
-                    state.put(frame);
-                    break;
-                }
-            }
-            self.room.notified().await;
+    /// Puts a frame in even where there is no room, unless it is not wanted any more. Says whether
+    /// the queue is full now.
+    pub(super) fn push_beyond(&self, frame: Vec<u8>, bytes_max: usize) -> bool {
+        let mut state = self.lock();
+        if state.discards || state.end.is_some() {
+            return false;
         }
+        state.put(frame);
+        let full = state.bytes >= bytes_max;
+        drop(state);
         self.filled.notify_one();
+        full
     }
 
     /// Takes the next frame out; how it ended behind the last. Nothing is lost when the future is dropped.
@@ -93,8 +87,6 @@ impl Queue {
         let mut state = self.lock();
         let Some(frame) = state.frames.pop_front() else { return state.end.clone().map(Err) };
         state.bytes = state.bytes.saturating_sub(frame.len().saturating_add(FRAME_OVERHEAD));
-        drop(state);
-        self.room.notify_one();
         Some(Ok(frame))
     }
 
@@ -102,13 +94,15 @@ impl Queue {
     pub(super) fn finish(&self, end: End) {
         self.lock().end.get_or_insert(end);
         self.filled.notify_one();
-        self.room.notify_one();
     }
 
     /// What still comes is thrown away.
     pub(super) fn discard(&self) {
         self.lock().discards = true;
-        self.room.notify_one();
+    }
+
+    pub(super) fn discards(&self) -> bool {
+        self.lock().discards
     }
 
     /// What is there is thrown away too.
@@ -119,7 +113,6 @@ impl Queue {
         let frames = std::mem::take(&mut state.frames);
         drop(state);
         drop(frames);
-        self.room.notify_one();
     }
 }
 

@@ -9,7 +9,7 @@ use russh::keys::ssh_key::{Algorithm, PublicKey};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, RunningSession, VerifiedPublicKey};
 use russh::{Channel, ChannelId, Pty};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
@@ -18,6 +18,7 @@ use super::SUBSYSTEM;
 use super::client::fingerprint;
 use super::failure::LinkError;
 use super::link::{self, Session, SshLink};
+use super::places::Places;
 use super::settings::Settings;
 use super::stream::{KillOnDrop, queued};
 use crate::keys::HostKey;
@@ -134,7 +135,8 @@ async fn listen(addr: &str, settings: &Settings) -> io::Result<TcpListener> {
 
 /// Takes connections for ever. One that cannot be had costs a pause, never the endpoint.
 async fn admit(listener: TcpListener, house: Arc<House>) {
-    let places = Arc::new(Semaphore::new(house.settings.handshakes_max));
+    let grace = house.settings.handshake.div_f64(8.0);
+    let mut places = Places::new(house.settings.handshakes_max, grace);
     let mut failing = false;
     loop {
         let (socket, remote) = match listener.accept().await {
@@ -149,15 +151,17 @@ async fn admit(listener: TcpListener, house: Arc<House>) {
             }
         };
         failing = false;
-        match Arc::clone(&places).try_acquire_owned() {
-            Ok(place) => drop(tokio::spawn(receive(socket, remote, Arc::clone(&house), place))),
-            Err(_) => debug!(%remote, "too many connections in their handshake; this one is closed"),
+        if !places.make_room(remote.ip()) {
+            debug!(%remote, "too many connections in their handshake; this one is closed");
+            continue;
         }
+        let task = tokio::spawn(receive(socket, remote, Arc::clone(&house)));
+        places.take(remote.ip(), task.abort_handle());
     }
 }
 
 /// One connection, from its first byte to a link or its end.
-async fn receive(socket: TcpStream, remote: SocketAddr, house: Arc<House>, place: OwnedSemaphorePermit) {
+async fn receive(socket: TcpStream, remote: SocketAddr, house: Arc<House>) {
     match timeout(house.settings.handshake, shake(socket, remote, &house)).await {
         Ok(Ok(Some(link))) => {
             if house.links.try_send(link).is_err() {
@@ -168,7 +172,6 @@ async fn receive(socket: TcpStream, remote: SocketAddr, house: Arc<House>, place
         Ok(Err(error)) => debug!(%remote, %error, "an SSH handshake failed"),
         Err(_) => debug!(%remote, "an SSH handshake took too long"),
     }
-    drop(place);
 }
 
 /// From a connection to a link. Dropped half-way, it ends the socket and so the library's tasks.

@@ -22,7 +22,8 @@ pub struct Settings {
     pub connect: Duration,
     /// How long a handshake may take, from the connection to the open subsystem.
     pub handshake: Duration,
-    /// How many connections may be in their handshake at once; more are closed.
+    /// How many connections may be in their handshake at once; for more, one of the address that has
+    /// the most is closed.
     pub handshakes_max: usize,
     /// New session keys after so many bytes, at most 1 GiB.
     pub rekey_bytes: usize,

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -47,6 +48,8 @@ struct Shared {
     work: Notify,
     /// The backlog is small again, or the stream has ended.
     room: Notify,
+    /// Nothing is read for the moment; what is to be written goes on.
+    paused: AtomicBool,
 }
 
 #[derive(Default)]
@@ -99,6 +102,27 @@ impl StreamGrip {
     /// What waits for the socket.
     pub(super) fn backlog(&self) -> usize {
         self.shared.lock().queue.len()
+    }
+
+    /// Reads nothing until [`Self::resume`]: the kernel's buffers fill, and the other side stops.
+    pub(super) fn pause(&self) {
+        self.shared.paused.store(true, Ordering::SeqCst);
+    }
+
+    /// Reads again.
+    pub(super) fn resume(&self) {
+        if self.shared.paused.load(Ordering::SeqCst) && self.shared.paused.swap(false, Ordering::SeqCst) {
+            let waker = self.shared.lock().reading.take();
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Waits until all is written and the other side has closed too, or did not in time. Nobody may
+    /// wait for room at the same time.
+    pub(super) async fn ended(&self) {
+        while self.shared.lock().phase != Phase::Dead {
+            self.shared.room.notified().await;
+        }
     }
 
     /// What went wrong on the socket.
@@ -255,6 +279,10 @@ impl AsyncRead for QueueStream {
             if !state.reading.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 state.reading = Some(cx.waker().clone());
             }
+        }
+        // After the waker is in place: who resumes takes it.
+        if self.shared.paused.load(Ordering::SeqCst) {
+            return Poll::Pending;
         }
         let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(())) };
         let polled = Pin::new(reader).poll_read(cx, buffer);

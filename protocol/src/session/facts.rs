@@ -296,6 +296,11 @@ pub enum Output {
         /// A position of the peer's journal.
         seq: u64,
     },
+    /// Something that the peer wants people here to know.
+    Notice {
+        /// What.
+        text: String,
+    },
     /// An entry is too large for a frame and was left out: the peer does not hear of it.
     TooLarge {
         /// The tree.

@@ -150,7 +150,13 @@ mod tests {
             token: [6; 16],
             batches: 4,
             content_window: 1024 * 1024,
-            trees: vec![TreeHello { name: "t".into(), incarnation: [9; 16], cursor: Some(([8; 16], 5)), head: 3, standing: Standing::Open }],
+            trees: vec![TreeHello {
+                name: "t".into(),
+                incarnation: [9; 16],
+                cursor: Some(([8; 16], 5)),
+                head: 3,
+                standing: Standing::Open,
+            }],
         }
     }
 

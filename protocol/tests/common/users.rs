@@ -157,7 +157,11 @@ impl Ledger {
                 remove(disk, path);
                 let value = if dir { file_value(content) } else { Value::Dir };
                 disk.0.insert(path.clone(), Thing { state: created(value, now.secs), ctime: now });
-                Some(if dir { format!("replaces {path}/ by {content}") } else { format!("replaces {path} by a directory") })
+                Some(if dir {
+                    format!("replaces {path}/ by {content}")
+                } else {
+                    format!("replaces {path} by a directory")
+                })
             }
             (10 | 11, Some(thing)) if !matches!(thing.state.value, Value::Symlink { .. }) => {
                 let to = *random.pick(if dir { &[0o755, 0o700, 0o750] } else { &[0o644, 0o600, 0o640] });

@@ -51,14 +51,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    fn make_copy(
-        &self,
-        place: &Place<V>,
-        dir: &TreePath,
-        copy: &TreePath,
-        id: u64,
-        state: &State,
-    ) -> io::Result<()> {
+    fn make_copy(&self, place: &Place<V>, dir: &TreePath, copy: &TreePath, id: u64, state: &State) -> io::Result<()> {
         let dir = self.vfs.open_path(&place.root, dir)?;
         let source = self.vfs.open_file(&place.vault, &id_name(id))?;
         let file = self.vfs.create_temp(&dir)?;

@@ -278,10 +278,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn state_of(&self, path: &TreePath, loser: &Loser) -> Result<State, DecideError> {
         let (start, end) = rows::vault_range(path);
         let vaulted = self.vault_rows(start, &end)?;
-        if let Some((_, _, row)) = vaulted
-            .iter()
-            .rev()
-            .find(|(_, _, row)| row.state.value == loser.value && row.reason != REASON_FETCHED)
+        if let Some((_, _, row)) =
+            vaulted.iter().rev().find(|(_, _, row)| row.state.value == loser.value && row.reason != REASON_FETCHED)
         {
             return Ok(row.state.clone());
         }

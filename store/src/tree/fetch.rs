@@ -4,8 +4,8 @@
 use std::io;
 
 use pleach_protocol::entry::{Hash, Value};
-use pleach_protocol::path::TreePath;
 use pleach_protocol::mint::Shown;
+use pleach_protocol::path::TreePath;
 use pleach_protocol::view::State;
 
 use super::displace::id_name;
@@ -63,13 +63,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.arrivals
     }
 
-    pub(super) fn receive_fetch(
-        &mut self,
-        id: WantId,
-        offset: u64,
-        bytes: &[u8],
-        last: bool,
-    ) -> Result<(), TreeError> {
+    pub(super) fn receive_fetch(&mut self, id: WantId, offset: u64, bytes: &[u8], last: bool) -> Result<(), TreeError> {
         let Some(fetch) = self.fetches.get_mut(&id) else { return Ok(()) };
         let end = offset + bytes.len() as u64;
         let fits = offset == fetch.filled && end <= fetch.size;

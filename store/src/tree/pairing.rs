@@ -55,7 +55,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         match compare(file, last, next) {
             Agreement::Same => Ok(()),
             Agreement::StoreWentBack => {
-                tracing::warn!("the store is older than the root says: it pairs; what was deleted meanwhile may return");
+                tracing::warn!(
+                    "the store is older than the root says: it pairs; what was deleted meanwhile may return"
+                );
                 self.renew_incarnation(self.options.fresh_incarnation())?;
                 self.pair_anew()
             }

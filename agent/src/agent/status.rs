@@ -1,0 +1,112 @@
+//! `pleach status`: the state of each tree and each peer, as the contract shapes it.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use super::{Agent, PeerHandle};
+use crate::machine::lock;
+use crate::owner::{Phase, StreamState, TreeStatus};
+use crate::peer::PeerState;
+
+/// Bytes as text: those that are not UTF-8 are replaced, for fields that have no `_b64` twin.
+fn shown(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+const fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Scanning => "scanning",
+        Phase::Watching => "watching",
+        Phase::Paused => "paused",
+        Phase::Error => "error",
+    }
+}
+
+const fn peer_word(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Connected => "connected",
+        PeerState::Connecting => "connecting",
+        PeerState::Unreachable => "unreachable",
+        PeerState::Refused => "refused",
+        PeerState::Paused => "paused",
+    }
+}
+
+/// Whether a peer has all of a tree, and we all of the peer's.
+fn in_sync_with(peer: &PeerHandle, tree: &TreeStatus) -> bool {
+    let connected = lock(&peer.status).state == PeerState::Connected;
+    let Some(progress) = tree.peers.get(&peer.setup.node) else { return false };
+    let done = progress.to_send == 0 && progress.to_receive == 0 && progress.stuck == 0;
+    connected && (progress.state == StreamState::Absent || progress.state == StreamState::Open && done)
+}
+
+impl Agent {
+    /// The status, as `pleach status --json` prints it.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let watch_limit = fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").ok();
+        let watch_limit: Option<u64> = watch_limit.and_then(|text| text.trim().parse().ok());
+        let parts = lock(&self.parts);
+        let statuses: Vec<TreeStatus> = parts.trees.iter().map(|o| lock(&o.status).clone()).collect();
+        let trees: Vec<Value> = parts
+            .trees
+            .iter()
+            .zip(&statuses)
+            .map(|(owner, tree)| {
+                let takers = parts.peers.iter().filter(|p| p.setup.trees.contains(&owner.name));
+                let in_sync = tree.phase == Phase::Watching
+                    && tree.quiet
+                    && tree.problems == 0
+                    && takers.into_iter().all(|peer| in_sync_with(peer, tree));
+                json!({
+                    "name": owner.name, "path": shown(&owner.path), "state": phase_word(tree.phase), "in_sync": in_sync,
+                    "entries": tree.entries, "bytes": tree.bytes, "seq": tree.seq, "conflicts": tree.conflicts,
+                    "problems": tree.problems, "watches": tree.watch.watches, "watch_limit": watch_limit,
+                    "polled_dirs": tree.watch.polled.len(), "overflows": tree.watch.overflows, "local_changes": 0,
+                    "mounts": tree.mounts, "error": tree.error,
+                })
+            })
+            .collect();
+        let peers: Vec<Value> = parts
+            .peers
+            .iter()
+            .map(|peer| {
+                let status = lock(&peer.status).clone();
+                let rows: Vec<Value> = parts
+                    .trees
+                    .iter()
+                    .zip(&statuses)
+                    .filter(|(owner, _)| peer.setup.trees.contains(&owner.name))
+                    .map(|(owner, tree)| peer_tree(peer, &owner.name, tree))
+                    .collect();
+                json!({
+                    "name": peer.setup.name, "kind": "pleach", "state": peer_word(status.state), "error": status.error,
+                    "rtt_ms": status.round_trip.map(|t| t.as_secs_f64() * 1_000.0),
+                    "last_seen_s": status.seen.map(|at| at.elapsed().as_secs_f64()),
+                    "trees": rows,
+                })
+            })
+            .collect();
+        json!({
+            "node": self.us.name, "id": self.us.key.fingerprint(), "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.started.elapsed().as_secs_f64(), "config_error": *lock(&self.config_error),
+            "trees": trees, "peers": peers,
+        })
+    }
+}
+
+fn peer_tree(peer: &PeerHandle, name: &str, tree: &TreeStatus) -> Value {
+    let progress = tree.peers.get(&peer.setup.node).cloned().unwrap_or_default();
+    let state = match (tree.phase, progress.state) {
+        (Phase::Paused, _) | (_, StreamState::Paused) => "paused",
+        (Phase::Error, _) | (_, StreamState::Failed) => "error",
+        (_, StreamState::Absent) => "absent",
+        (_, StreamState::Open | StreamState::Unknown) => "ok",
+    };
+    json!({
+        "name": name, "state": state, "to_send": progress.to_send, "to_send_bytes": progress.to_send_bytes,
+        "to_receive": progress.to_receive, "to_receive_bytes": progress.to_receive_bytes,
+        "acked_seq": progress.acked_seq,
+    })
+}
