@@ -267,7 +267,9 @@ impl Keeper {
         while !self.stop {
             if let Err(error) = self.keep() {
                 let reason = chain(&error);
-                tracing::error!(tree = self.setup.config.name, reason, "the tree is closed");
+                if lock(&self.status).error.as_ref() != Some(&reason) {
+                    tracing::error!(tree = self.setup.config.name, reason, "the tree is closed");
+                }
                 self.close(&reason);
                 self.rest();
             }
@@ -279,7 +281,6 @@ impl Keeper {
         let approved = std::mem::take(&mut self.approved);
         let (tree, looks) = open::open(&self.setup, approved, &self.inbox)?;
         self.set_phase(Phase::Scanning);
-        lock(&self.status).error = None;
         let now = Instant::now();
         let mut running = Running {
             keeper: self,
@@ -378,6 +379,7 @@ impl Running<'_> {
         self.keeper.streams.load(&self.tree, &self.keeper.setup.peers)?;
         self.first_scan()?;
         self.keeper.set_phase(Phase::Watching);
+        lock(&self.keeper.status).error = None;
         self.tree.expire(self.keeper.setup.config.history)?;
         self.keeper.streams.restart_expected();
         while !self.keeper.stop {

@@ -28,6 +28,8 @@ const PAUSE_PART: u32 = 60;
 /// … at least and at most so long, before it is drawn between half and all of it.
 const PAUSE_MIN: Duration = Duration::from_millis(300);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A peer that could not be dialled is called unreachable after so long.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a node with the lower key lets its own dial go on when it is dialled meanwhile.
 const OWN_DIAL_GRACE: Duration = Duration::from_secs(1);
 /// What one node is told of another that has its key. Source: CONTRACT.md, words.
@@ -242,9 +244,11 @@ impl Peer {
                     None => {}
                 },
                 dialled = &mut dialling => {
-                    self.away.get_or_insert_with(Instant::now);
+                    let away = *self.away.get_or_insert_with(Instant::now);
                     match dialled {
                         Ok(own) => return Some(own),
+                        // A peer that starts together with us is not there at once.
+                        Err(error) if state_of(&error) == PeerState::Unreachable && away.elapsed() < PATIENCE => {}
                         Err(error) => self.show(state_of(&error), Some(error.to_string())),
                     }
                 }

@@ -1,7 +1,7 @@
 //! Opening a tree: its store, its root, its watcher.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, mpsc};
@@ -63,7 +63,9 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
     let trees = setup.state.join("trees");
     fs::create_dir_all(&trees).map_err(io_error(&trees))?;
     let root = &setup.config.path;
-    refuse_if_held(setup)?;
+    if let Ok(held) = fs::read_to_string(lock_file(root)) {
+        refuse_if_held(setup, &held)?;
+    }
     let ignore = IgnoreRules::new(&setup.config.ignore).map_err(|error| OpenError::Ignore(error.to_string()))?;
     let rules = Arc::new(Mutex::new(ignore.clone()));
     let kv = open_store(&trees.join(&setup.config.name))?;
@@ -135,8 +137,7 @@ fn process_start(pid: u32) -> Option<String> {
 }
 
 /// Refuses a root that a living process of this boot keeps for another state directory.
-fn refuse_if_held(setup: &TreeSetup) -> Result<(), OpenError> {
-    let Ok(text) = fs::read_to_string(lock_file(&setup.config.path)) else { return Ok(()) };
+fn refuse_if_held(setup: &TreeSetup, text: &str) -> Result<(), OpenError> {
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let (Some(state), Some(pid)) = (field("state"), field("pid").and_then(|p| p.parse::<u32>().ok())) else {
         return Ok(());
@@ -150,7 +151,8 @@ fn refuse_if_held(setup: &TreeSetup) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Names this process as the keeper of the root.
+/// Names this process as the keeper of the root, unless another one is: of two that come at the
+/// same time one is refused.
 fn hold(setup: &TreeSetup) -> Result<(), OpenError> {
     let path = lock_file(&setup.config.path);
     let pid = std::process::id();
@@ -161,8 +163,19 @@ fn hold(setup: &TreeSetup) -> Result<(), OpenError> {
         process_start(pid).unwrap_or_default(),
         String::from_utf8_lossy(boot.trim_ascii()),
     );
-    let mut file = fs::File::create(&path).map_err(io_error(&path))?;
-    file.write_all(text.as_bytes()).map_err(io_error(&path))
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(io_error(&path))?;
+    // Held for the two lines below only: an idle tree can be unmounted.
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).map_err(|e| io_error(&path)(e.into()))?;
+    let mut held = String::new();
+    file.read_to_string(&mut held).map_err(io_error(&path))?;
+    refuse_if_held(setup, &held)?;
+    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes())).map_err(io_error(&path))
 }
 
 /// Hands the watcher's facts to the owner, one batch at a time: the watcher folds what comes meanwhile.

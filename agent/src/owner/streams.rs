@@ -239,6 +239,12 @@ impl Streams {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)
     }
 
+    /// How many changes a peer has not applied.
+    pub(super) fn left_for(&mut self, tree: &AgentTree, peer: NodeId) -> Result<u64, TreeError> {
+        let Some(stream) = self.peers.get_mut(&peer) else { return Ok(0) };
+        Ok(stream.count(tree, tree.head(), false)?.changes)
+    }
+
     /// What is shown of each peer.
     pub(super) fn show(&mut self, tree: &AgentTree, quiet: bool) -> Result<BTreeMap<NodeId, PeerProgress>, TreeError> {
         let head = tree.head();

@@ -14,7 +14,7 @@ use super::command::CommandError;
 use super::open::barrier_dir;
 use super::streams::StreamState;
 use super::{AgentTree, Running};
-use crate::machine::{lock, random_number};
+use crate::machine::{chain, lock, random_number};
 
 /// Paths that are named one by one while a wait lasts.
 const NAMED_MAX: usize = 5;
@@ -176,12 +176,12 @@ impl Running<'_> {
             match self.keeper.streams.state(peer) {
                 StreamState::Absent => continue,
                 StreamState::Paused => return Err(CommandError::Failed(format!("the tree is paused on {name}"))),
-                StreamState::Failed => {
-                    left.push(format!("{name}: the tree is closed there"));
-                    continue;
-                }
-                StreamState::Unknown => {
-                    left.push(format!("{name}: not connected"));
+                StreamState::Failed | StreamState::Unknown => {
+                    let state = self.keeper.streams.state(peer);
+                    let why = if state == StreamState::Failed { "the tree is closed there" } else { "not connected" };
+                    let behind = self.keeper.streams.left_for(&self.tree, peer);
+                    let changes = behind.map_err(|error| CommandError::Closed(chain(&error)))?;
+                    left.push(format!("{name}: {why}, {changes} changes to send"));
                     continue;
                 }
                 StreamState::Open => {}

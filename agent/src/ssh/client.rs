@@ -116,7 +116,8 @@ async fn shake(
     let pin = Pin { pinned: pinned.to_vec(), found: Arc::clone(&found), reason: Arc::clone(&reason) };
     let failed = |source| LinkError::Handshake { address: remote.to_owned(), source };
     let mut handle = client::connect_stream(settings.client(), stream, pin).await.map_err(|source| {
-        match found.get().filter(|_| matches!(source, russh::Error::UnknownKey)) {
+        // The library reports a refused key in more than one way.
+        match found.get().filter(|found| !is_pinned(pinned, found)) {
             Some(found) => wrong_key(remote, pinned, found),
             None => failed(source),
         }
@@ -135,6 +136,11 @@ async fn shake(
     let key = found.get().cloned().ok_or(russh::Error::UnknownKey).map_err(failed)?;
     let session = Session::Client(ClientSession { handle, reason });
     Ok(link::start(channel.split(), session, grip, key, remote.to_owned()))
+}
+
+/// Comments are no part of a key.
+fn is_pinned(pinned: &[PublicKey], key: &PublicKey) -> bool {
+    pinned.iter().any(|pinned| pinned.key_data() == key.key_data())
 }
 
 async fn authenticate(handle: &mut Handle<Pin>, own: &PrivateKey) -> Result<bool, russh::Error> {
@@ -184,8 +190,7 @@ impl client::Handler for Pin {
     async fn check_server_key(&mut self, server: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
         let PublicKeyOrCertificate::PublicKey { key, .. } = server else { return Ok(false) };
         let _again = self.found.set(key.clone()).is_err();
-        // Comments are no part of a key.
-        Ok(self.pinned.iter().any(|pinned| pinned.key_data() == key.key_data()))
+        Ok(is_pinned(&self.pinned, key))
     }
 
     async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
