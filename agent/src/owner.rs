@@ -260,6 +260,10 @@ struct Running<'k> {
     passed: Vec<Vec<u8>>,
     root_checked: Instant,
     hourly: Instant,
+    /// The head at the last hour.
+    hour_ago: Option<u64>,
+    /// Tombstones are looked for behind the first position, up to the second.
+    collecting: Option<(u64, u64)>,
 }
 
 impl Keeper {
@@ -291,6 +295,8 @@ impl Keeper {
             passed: Vec::new(),
             root_checked: now,
             hourly: now,
+            hour_ago: None,
+            collecting: None,
         };
         Ok(running.run()?)
     }
@@ -431,7 +437,18 @@ impl Running<'_> {
             self.hourly = Instant::now();
             self.tree.mark_last()?;
             self.tree.expire(self.keeper.setup.config.history)?;
+            let head = self.tree.head();
+            self.collecting = self.hour_ago.map(|upto| (0, upto));
+            self.hour_ago = Some(head);
         }
+        self.collect()
+    }
+
+    /// Forgets tombstones that all know, some at a time.
+    fn collect(&mut self) -> Result<(), TreeError> {
+        let Some((after, upto)) = self.collecting.take() else { return Ok(()) };
+        let peers: Vec<NodeId> = self.keeper.setup.peers.keys().copied().collect();
+        self.collecting = self.tree.collect(after, upto, &peers)?.map(|reached| (reached, upto));
         Ok(())
     }
 

@@ -430,7 +430,7 @@ fn conflicts_of(row: &EntryRow) -> u64 {
     view::conflicts(&row.entry, &around).len() as u64
 }
 
-fn peer_key(peer: NodeId) -> Vec<u8> {
+pub(crate) fn peer_key(peer: NodeId) -> Vec<u8> {
     let mut key = vec![Space::Cursor as u8];
     key.extend_from_slice(&peer.0);
     key

@@ -262,6 +262,8 @@ pub struct MetaRow {
     pub bytes: u64,
     /// Conflicts listed.
     pub conflicts: u64,
+    /// The highest seq of a tombstone that was forgotten.
+    pub collected: u64,
     /// Seq and start bits that `.pleach/last` says, as far as is known.
     pub last: (u64, u64),
     /// The same, about to be written there.

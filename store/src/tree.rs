@@ -22,6 +22,7 @@ use crate::rows::{self, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
 use crate::vfs::{RootIdentity, Vfs};
 
 mod apply;
+mod collect;
 mod copies;
 mod decide;
 mod displace;

@@ -5,4 +5,5 @@
 mod crash;
 mod histories;
 mod rules;
+mod tombstones;
 mod two_trees;

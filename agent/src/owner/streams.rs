@@ -321,7 +321,10 @@ impl Running<'_> {
             return Ok(());
         }
         match output {
-            Output::Opened { incarnation, head, went_back, .. } => self.opened(peer, incarnation, head, went_back)?,
+            Output::Opened { incarnation, head, peer_cursor, went_back, .. } => {
+                let renew = went_back || self.tree.may_have_missed(peer_cursor);
+                self.opened(peer, incarnation, head, renew)?;
+            }
             Output::Absent { .. } => self.set_state(peer, StreamState::Absent),
             Output::Halted { standing, .. } => self.set_state(
                 peer,
@@ -377,12 +380,12 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn opened(&mut self, peer: NodeId, incarnation: [u8; 16], head: u64, went_back: bool) -> Result<(), TreeError> {
-        if went_back {
-            tracing::warn!(
-                peer = self.peer_name(peer),
-                "the peer knows more of this tree than its store: the store went back"
-            );
+    fn opened(&mut self, peer: NodeId, incarnation: [u8; 16], head: u64, renew: bool) -> Result<(), TreeError> {
+        if renew {
+            // It knows more of our journal than there is, or less than it must: all is told anew, both ways.
+            let peer_name = self.peer_name(peer);
+            tracing::warn!(peer = peer_name, "the peer's place in the journal is gone: a full exchange begins");
+            self.tree.forget_cursor(peer);
             let fresh = random().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
             self.tree.renew_incarnation(fresh)?;
             self.keeper.streams.restart_all();

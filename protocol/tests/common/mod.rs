@@ -87,9 +87,3 @@ pub(crate) fn check_triple(a: &Entry, b: &Entry, c: &Entry) -> Result<(), String
     }
     Err(format!("merge is not associative: {a:?} and {b:?} and {c:?}"))
 }
-
-/// How many seeds to try: PLEACH_SEEDS, or what a test run takes.
-#[allow(clippy::disallowed_methods, reason = "a test may be told how long to run")]
-pub(crate) fn seeds(default: u64) -> u64 {
-    std::env::var("PLEACH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
-}

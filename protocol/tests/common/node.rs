@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pleach_protocol::entry::{Entry, Rank, Value};
+use pleach_protocol::entry::{ContentSibling, Entry, Rank, Value};
 use pleach_protocol::mint::{self, Circumstances, Observation, Shown, agrees};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
+use pleach_protocol::version::Dot;
 use pleach_protocol::view::{self, State, Surroundings, default_mode};
 
 use crate::common::{check_entry, dot, mode};
@@ -226,8 +227,18 @@ impl Node {
         if after.context != context {
             self.faults.push(format!("a mint at {path} counts as having seen more than was shown"));
         }
+        let rank = entry.content.get(&dot).map(|s| s.rank);
+        let is_not_below =
+            |(seen, s): &(&Dot, &ContentSibling)| shown.context.contains(**seen) && rank.is_some_and(|r| r <= s.rank);
+        let below = self.entry(path).and_then(|old| old.content.iter().find(is_not_below)).map(|(seen, _)| *seen);
+        if let Some(below) = below {
+            self.faults.push(format!("a mint at {path} ranks below what it supersedes: {below:?}"));
+        }
         if let Err(what) = check_entry(&entry) {
             self.faults.push(format!("a mint at {path}: {what}"));
+        }
+        if let Some(dropped) = self.entry(path).and_then(|old| dropped_unseen(old, &entry, shown)) {
+            self.faults.push(format!("a mint at {path} drops what was not shown: {dropped:?}"));
         }
         self.change(path).entry = Some(entry);
         after
@@ -397,4 +408,16 @@ impl Node {
             self.settle_intent(path, scene.now);
         }
     }
+}
+
+/// What a change took out of an entry though its disk never showed it; equal contents are one.
+fn dropped_unseen(old: &Entry, new: &Entry, shown: &Shown) -> Option<Dot> {
+    let before = shown.state.as_ref().map(|s| &s.value);
+    let equal = |value: Option<&Value>| before.is_some() && value == before;
+    let content = old.content.iter().filter(|(dot, s)| !new.content.contains_key(*dot) && !equal(s.content.value()));
+    let times = old.times.keys().filter(|dot| !new.times.contains_key(*dot));
+    let access = old.access.keys().filter(|dot| !new.access.contains_key(*dot));
+    let losers = old.losers.keys().filter(|dot| !new.losers.contains_key(*dot));
+    let mut gone = content.map(|(dot, _)| dot).chain(times).chain(access).chain(losers);
+    gone.find(|dot| !shown.context.contains(**dot)).copied()
 }

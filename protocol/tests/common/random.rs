@@ -24,3 +24,9 @@ impl Random {
         &of[self.below(of.len())]
     }
 }
+
+/// How many seeds to try: PLEACH_SEEDS, or what a test run takes.
+#[allow(clippy::disallowed_methods, reason = "a test may be told how long to run")]
+pub(crate) fn seeds(default: u64) -> u64 {
+    std::env::var("PLEACH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}

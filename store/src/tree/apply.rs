@@ -131,6 +131,11 @@ impl<V: Vfs> Applier<V> {
         self.window.is_empty() && self.position >= head
     }
 
+    /// Whether a path is under work, or could not be worked on.
+    pub(super) fn holds(&self, path: &TreePath) -> bool {
+        self.window.contains_key(path) || self.stuck.contains_key(path)
+    }
+
     /// Whether a content is under construction, or whole and without its name yet.
     pub(super) fn brings(&self, hash: Hash) -> bool {
         self.window.values().any(|w| match &w.progress {

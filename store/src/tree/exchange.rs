@@ -110,9 +110,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// The store's.
     pub fn peer_merged(&mut self, peer: NodeId, seq: u64) -> Result<(), TreeError> {
-        if let Some(cursor) = self.index.cursor(peer)?
-            && cursor.peer_merged < seq
-        {
+        let cursor = self.index.cursor(peer)?.unwrap_or_default();
+        if cursor.peer_merged < seq {
             self.index.put_cursor(peer, &CursorRow { peer_merged: seq, ..cursor });
         }
         Ok(())

@@ -294,6 +294,8 @@ impl Engine {
         // more is dropped at the end.
         let old = std::mem::take(&mut self.map);
         self.polled.clear();
+        // First, so that whoever waits gets an answer also where the watches do not suffice.
+        self.watch_barrier(root, false)?;
         let opened = root.open_dir(b"").map_err(io::Error::from).and_then(|dir| Ok((self.queue.add(&dir, MASK)?, dir)));
         match opened {
             Ok((watch, dir)) => {

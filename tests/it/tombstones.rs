@@ -1,0 +1,101 @@
+//! Tombstones are forgotten once all peers know them, and never before (DESIGN.md §2).
+
+use pleach_protocol::path::TreePath;
+use pleach_protocol::version::NodeId;
+use pleach_tests::model::{ModelNode, settle};
+
+fn pair() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    (a, b)
+}
+
+fn known(node: &ModelNode, path: &str) -> bool {
+    node.tree.as_ref().unwrap().entry(&TreePath::parse(path.as_bytes()).unwrap()).unwrap().is_some()
+}
+
+fn collect(node: &mut ModelNode, peers: &[NodeId]) {
+    let tree = node.tree.as_mut().unwrap();
+    let head = tree.head();
+    assert_eq!(tree.collect(0, head, peers).unwrap(), None, "a short journal is looked at at once");
+    tree.commit().unwrap();
+}
+
+/// What an ack of the peer does.
+fn acked(node: &mut ModelNode, peer: NodeId) {
+    let tree = node.tree.as_mut().unwrap();
+    let head = tree.head();
+    tree.peer_merged(peer, head).unwrap();
+    tree.commit().unwrap();
+}
+
+#[test]
+fn a_tombstone_that_a_peer_has_not_merged_stays() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().remove("x").unwrap();
+    a.tree.as_mut().unwrap().scan_later();
+    a.tree.as_mut().unwrap().catch_up().unwrap();
+    a.tree.as_mut().unwrap().commit().unwrap();
+    let peer = b.id;
+    collect(&mut a, &[peer]);
+    assert!(known(&a, "x"));
+    assert!(settle(&mut a, &mut b).unwrap());
+    acked(&mut a, peer);
+    collect(&mut a, &[peer, NodeId([9; 32])]);
+    assert!(known(&a, "x"), "another peer was never heard of");
+    collect(&mut a, &[peer]);
+    assert!(!known(&a, "x"));
+    let taught = a.id;
+    collect(&mut b, &[taught]);
+    assert!(known(&b, "x"), "whoever taught it has not said that it is this far in our journal");
+    acked(&mut b, taught);
+    collect(&mut b, &[taught]);
+    assert!(!known(&b, "x"));
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert!(b.seen().is_empty() && a.seen().is_empty(), "nothing returns");
+}
+
+#[test]
+fn what_is_there_or_disputed_is_never_collected() {
+    let (mut a, mut b) = pair();
+    a.disk.user().mkdir_all("d").unwrap();
+    a.disk.user().write("d/f", "1").unwrap();
+    a.disk.user().write("e", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    // A directory that was deleted and lives on for what is beneath; a deletion against an edit.
+    a.disk.user().write("d/g", "2").unwrap();
+    b.disk.user().remove("d/f").unwrap();
+    b.disk.user().remove("d").unwrap();
+    a.disk.user().write("e", "3").unwrap();
+    b.disk.user().remove("e").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let (left, right) = (a.id, b.id);
+    acked(&mut a, right);
+    acked(&mut b, left);
+    collect(&mut a, &[right]);
+    collect(&mut b, &[left]);
+    for node in [&a, &b] {
+        assert!(known(node, "d") && known(node, "d/g") && known(node, "e"));
+    }
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(a.disk.user().read("e").unwrap(), b"3");
+}
+
+#[test]
+fn a_place_before_a_collected_tombstone_is_noticed() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "1").unwrap();
+    a.disk.user().write("y", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().remove("x").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let peer = b.id;
+    acked(&mut a, peer);
+    collect(&mut a, &[peer]);
+    let tree = a.tree.as_ref().unwrap();
+    assert!(tree.may_have_missed(1) && !tree.may_have_missed(0) && !tree.may_have_missed(tree.head()));
+}
