@@ -402,7 +402,7 @@ impl Running<'_> {
             self.wait()?;
         }
         self.tree.sync_minted(true)?;
-        self.tree.commit()
+        self.tree.commit_all()
     }
 
     /// Makes everything so far durable and tells the sessions.
@@ -417,7 +417,10 @@ impl Running<'_> {
         let due_soon = self.looks.has_kept() || self.tree.next_retry().is_some() || !self.is_quiet();
         let mut next = match self.keeper.events.recv_timeout(if due_soon { BUSY } else { IDLE }) {
             Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                self.tree.commit_all()?;
+                None
+            }
             Err(RecvTimeoutError::Disconnected) => {
                 self.keeper.stop = true;
                 None

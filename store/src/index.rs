@@ -39,6 +39,8 @@ pub struct Index<K> {
     meta_changed: bool,
     durable_head: u64,
     flush_needed: bool,
+    /// Something pending is not to be found again after a crash.
+    urgent: bool,
 }
 
 type Result<T> = std::result::Result<T, IndexError>;
@@ -52,7 +54,15 @@ impl<K: Kv> Index<K> {
         let meta: Option<MetaRow> = kv.get(&[Space::Meta as u8])?.map(|value| rows::unseal(&value)).transpose()?;
         let meta = meta.unwrap_or_default();
         let durable_head = meta.head;
-        Ok(Self { kv, pending: Batch::default(), meta, meta_changed: false, durable_head, flush_needed: false })
+        Ok(Self {
+            kv,
+            pending: Batch::default(),
+            meta,
+            meta_changed: false,
+            durable_head,
+            flush_needed: false,
+            urgent: false,
+        })
     }
 
     /// What holds for the whole store.
@@ -63,6 +73,7 @@ impl<K: Kv> Index<K> {
     /// The same, to change it with the next batch.
     pub const fn meta_mut(&mut self) -> &mut MetaRow {
         self.meta_changed = true;
+        self.urgent = true;
         &mut self.meta
     }
 
@@ -87,7 +98,14 @@ impl<K: Kv> Index<K> {
     }
 
     fn put<T: Serialize>(&mut self, key: Vec<u8>, row: &T) {
+        self.urgent = true;
         self.pending.put(key, rows::seal(row));
+    }
+
+    /// Notes how far the disk shows the journal; goes with the next batch, for it is found again.
+    pub const fn set_applied(&mut self, applied: u64) {
+        self.meta_changed |= self.meta.applied != applied;
+        self.meta.applied = applied;
     }
 
     /// Reads rows of a range in order, with what is pending.
@@ -175,6 +193,11 @@ impl<K: Kv> Index<K> {
         self.put(rows::path_key(Space::Entry, path), row);
     }
 
+    /// The same for what another look finds again: it goes with the next batch.
+    pub fn put_row_later(&mut self, path: &TreePath, row: &EntryRow) {
+        self.pending.put(rows::path_key(Space::Entry, path), rows::seal(row));
+    }
+
     /// Stores a row whose entry changed: gives it the next seq, and its derived directories too
     /// (their rows are announced behind what lies beneath), and keeps the counts of live children.
     ///
@@ -213,7 +236,7 @@ impl<K: Kv> Index<K> {
 
     fn give_seq(&mut self, path: &TreePath, row: &mut EntryRow) {
         if row.seq > 0 {
-            self.pending.delete(rows::number_key(Space::Journal, row.seq));
+            self.delete(rows::number_key(Space::Journal, row.seq));
         }
         let meta = self.meta_mut();
         meta.head += 1;
@@ -235,7 +258,7 @@ impl<K: Kv> Index<K> {
         let key = rows::path_key(Space::Conflict, path);
         match (old.2, new.2) {
             (old, new) if old == new => {}
-            (_, 0) => self.pending.delete(key),
+            (_, 0) => self.delete(key),
             (_, count) => self.put(key, &count),
         }
     }
@@ -325,6 +348,11 @@ impl<K: Kv> Index<K> {
         self.get(&peer_key(peer))
     }
 
+    /// Stores it with the next batch: the peer says again what is lost.
+    pub fn put_cursor_later(&mut self, peer: NodeId, cursor: &CursorRow) {
+        self.pending.put(peer_key(peer), rows::seal(cursor));
+    }
+
     /// Stores it.
     pub fn put_cursor(&mut self, peer: NodeId, cursor: &CursorRow) {
         self.put(peer_key(peer), cursor);
@@ -350,6 +378,7 @@ impl<K: Kv> Index<K> {
 
     /// Deletes any row.
     pub fn delete(&mut self, key: Vec<u8>) {
+        self.urgent = true;
         self.pending.delete(key);
     }
 
@@ -376,8 +405,7 @@ impl<K: Kv> Index<K> {
     /// The engine's.
     pub fn commit(&mut self) -> Result<()> {
         if self.meta_changed {
-            let meta = self.meta.clone();
-            self.put(vec![Space::Meta as u8], &meta);
+            self.pending.put(vec![Space::Meta as u8], rows::seal(&self.meta));
             self.meta_changed = false;
         }
         if !self.pending.is_empty() {
@@ -387,12 +415,30 @@ impl<K: Kv> Index<K> {
         Ok(())
     }
 
-    /// Makes everything durable; does nothing where nothing changed.
+    /// Whether something waits for the next batch.
+    pub fn has_later(&self) -> bool {
+        self.meta_changed || !self.pending.is_empty()
+    }
+
+    /// Makes everything durable, also what could wait.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn flush_all(&mut self) -> Result<()> {
+        self.urgent |= self.has_later();
+        self.flush()
+    }
+
+    /// Makes everything durable; does nothing where nothing changed that could not wait.
     ///
     /// # Errors
     /// The engine's.
     pub fn flush(&mut self) -> Result<()> {
+        if !self.urgent && !self.flush_needed {
+            return Ok(());
+        }
         self.commit()?;
+        self.urgent = false;
         if self.flush_needed {
             self.kv.flush()?;
             self.flush_needed = false;

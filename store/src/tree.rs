@@ -259,11 +259,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// The store's.
     pub fn commit(&mut self) -> Result<(), TreeError> {
-        let applied = self.apply.applied();
-        if self.index.meta().applied != applied {
-            self.index.meta_mut().applied = applied;
-        }
+        self.index.set_applied(self.apply.applied());
         Ok(self.index.flush()?)
+    }
+
+    /// Makes durable what [`Tree::commit`] left for later, for it would be found again.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn commit_all(&mut self) -> Result<(), TreeError> {
+        self.index.set_applied(self.apply.applied());
+        Ok(self.index.flush_all()?)
     }
 
     /// The highest seq up to which the disk shows every view (or the path is a listed problem), durably.

@@ -338,7 +338,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if shown.shown.context != *context {
             shown.shown.context = context.clone();
             row.pairing = Pairing::No;
-            self.index.put_row(path, row);
+            self.index.put_row_later(path, row);
         }
     }
 

@@ -112,7 +112,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn peer_merged(&mut self, peer: NodeId, seq: u64) -> Result<(), TreeError> {
         let cursor = self.index.cursor(peer)?.unwrap_or_default();
         if cursor.peer_merged < seq {
-            self.index.put_cursor(peer, &CursorRow { peer_merged: seq, ..cursor });
+            self.index.put_cursor_later(peer, &CursorRow { peer_merged: seq, ..cursor });
         }
         Ok(())
     }

@@ -142,7 +142,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Observation::Unchanged => {
                 if row.shown.is_some() && (old.stamp != stamp || old.provisional != provisional) {
                     row.shown = Some(ShownRow { shown: old.shown, stamp, provisional });
-                    self.index.put_row(path, &row);
+                    self.index.put_row_later(path, &row);
                 }
                 return Ok(Observed::Same);
             }
