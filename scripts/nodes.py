@@ -100,5 +100,6 @@ def until_there(path, content, limit=30.0):
                     return time.perf_counter() - begun
         except FileNotFoundError:
             pass
+        time.sleep(0.0002)
         if time.perf_counter() - begun > limit:
             raise SystemExit(f"{path} did not come within {limit:g} s")

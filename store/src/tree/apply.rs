@@ -460,7 +460,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
         }
         let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
-        let file = self.vfs.create_temp(&dir)?;
+        let file = match self.vfs.create_temp(&dir) {
+            // It gets its name while the directory is open for us.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                self.vfs.create_temp(&place.staging)?
+            }
+            other => other?,
+        };
         Ok(Building { want: self.next_want(), hash, size, file, hasher: blake3::Hasher::new(), filled: 0 })
     }
 

@@ -20,6 +20,14 @@ use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
 /// Up to this many files are made durable one by one; more by one syncfs (LINUX.md §11).
 const SYNC_ONE_BY_ONE_MAX: usize = 16;
 
+/// What the owner of a directory needs to change it.
+pub(super) const UNLOCKED: u32 = 0o700;
+
+/// Whether the owner of a directory of this mode may not change it.
+pub(super) const fn is_locked(mode: u32) -> bool {
+    mode & 0o300 != 0o300
+}
+
 /// The kind of a change to the disk.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum OpKind {
@@ -89,11 +97,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.index.flush()?;
         let parents = self.parents_before(place, &ops)?;
         let handle = self.vfs.sync_handle(&place.root).map_err(failed_sync)?;
+        let unlocked = self.unlock(place, &parents);
         let mut outcomes = Vec::with_capacity(ops.len());
         for (op, id) in ops.iter().zip(&ids) {
             outcomes.push(self.carry_out(place, op, *id));
         }
         self.restore_times(place, &parents)?;
+        self.lock_again(place, &unlocked);
         let done = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Done { .. }))).count();
         if done > 0 && ops.len() <= SYNC_ONE_BY_ONE_MAX {
             self.sync_dirs(place, &parents).map_err(failed_sync)?;
@@ -167,6 +177,36 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.vfs.stat_dir(&handle).ok()
         };
         Ok(dirs.into_iter().map(|dir| (dir.clone(), stat(&dir))).collect())
+    }
+
+    /// Directories that not even their owner may write to are opened for our work, where this process
+    /// is that owner and not root. Returns them with their modes.
+    fn unlock(&self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Vec<(TreePath, u32)> {
+        let mut unlocked = Vec::new();
+        for (dir, meta) in parents {
+            let Some(meta) = meta.as_ref().filter(|m| !self.owners && !dir.is_root() && is_locked(m.mode)) else {
+                continue;
+            };
+            if self.set_mode(place, dir, meta.mode | UNLOCKED) {
+                unlocked.push((dir.clone(), meta.mode));
+            }
+        }
+        unlocked
+    }
+
+    fn lock_again(&self, place: &Place<V>, unlocked: &[(TreePath, u32)]) {
+        for (dir, mode) in unlocked {
+            let now = self.vfs.open_path(&place.root, dir).and_then(|handle| self.vfs.stat_dir(&handle));
+            // Whoever gave it another mode meanwhile meant it.
+            if now.is_ok_and(|meta| meta.mode == mode | UNLOCKED) && !self.set_mode(place, dir, *mode) {
+                tracing::warn!(dir = %dir, "the directory stays writable for its owner");
+            }
+        }
+    }
+
+    fn set_mode(&self, place: &Place<V>, dir: &TreePath, mode: u32) -> bool {
+        let set = SetAttributes { mode: Some(mode), ..SetAttributes::default() };
+        matches!(self.open_parent(place, dir), Ok(Some(holder)) if self.vfs.set_attributes(&holder, dir.name(), &set).is_ok())
     }
 
     /// Puts back the time of each directory that only we changed; one that somebody else changed

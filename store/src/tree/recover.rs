@@ -9,6 +9,7 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::view;
 
 use super::displace::id_name;
+use super::perform::{UNLOCKED, is_locked};
 use super::{Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::{self, Care, Look, stamp_of};
@@ -218,7 +219,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         };
         let Ok(Some(holder)) = self.open_parent(place, &dir) else { return Ok(()) };
-        let set = SetAttributes { mtime: Some(mtime), ..SetAttributes::default() };
+        let there = self.vfs.stat(&holder, dir.name()).ok().flatten().map(|meta| meta.mode);
+        // It was open for our work when that ended.
+        let left_open = !self.owners && is_locked(stamp.mode) && there == Some(stamp.mode | UNLOCKED);
+        let mode = left_open.then_some(stamp.mode);
+        let set = SetAttributes { mtime: Some(mtime), mode, ..SetAttributes::default() };
         if self.vfs.set_attributes(&holder, dir.name(), &set).is_ok() {
             stamp.mtime = mtime;
             self.store_shown(&dir, &mut row, ShownRow { stamp: Some(stamp), ..shown });
