@@ -7,3 +7,4 @@ mod histories;
 mod rules;
 mod tombstones;
 mod two_trees;
+mod vault;

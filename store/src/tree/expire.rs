@@ -11,6 +11,8 @@ use crate::kv::Kv;
 use crate::rows::{self, HistoryRow, Space, VaultRow};
 use crate::vfs::Vfs;
 
+/// What was displaced stays at least so long: an NFS client may have it open and write (LINUX.md §5).
+const RETENTION_MIN: Duration = Duration::from_secs(600);
 /// Rows looked at in one go.
 const ROWS: usize = 512;
 
@@ -22,7 +24,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// [`TreeError`]; a version that cannot be removed stays for the next time.
     pub fn expire(&mut self, history: Duration) -> Result<u64, TreeError> {
         let now = self.now().nanos_since_epoch();
-        let oldest = now.saturating_sub(i64::try_from(history.as_nanos()).unwrap_or(i64::MAX));
+        let age = history.max(RETENTION_MIN).as_nanos();
+        let oldest = now.saturating_sub(i64::try_from(age).unwrap_or(i64::MAX));
         self.expire_history(oldest)?;
         let mut start = vec![Space::Vault as u8];
         let end = [Space::Vault as u8 + 1];
