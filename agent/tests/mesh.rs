@@ -4,7 +4,41 @@
 
 mod cluster;
 
-use cluster::{Pair, same};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use cluster::{Link, Mesh, Node, Pair, at_once, same, snapshot, until};
+use pleach_agent::keys::{self, HostKey};
+use pleach_agent::ssh::{PublicKey, dial};
+use pleach_protocol::session::{Moment, Output, Session, SessionConfig};
+use pleach_protocol::wire::Hello;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// Content of which no part equals another, too large to travel inline.
+fn large(seed: u64) -> String {
+    (0..20_000).map(|line| format!("{seed} {line:015}\n")).collect()
+}
+
+fn names(dir: &Path) -> BTreeSet<String> {
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    fs::read_dir(dir).unwrap().map(name).collect()
+}
+
+/// Brings a version back into an empty directory; gives its content.
+fn restored(node: &Node, row: &Value) -> String {
+    let to = tempfile::tempdir_in(&node.dir).unwrap();
+    let (path, version) = (row["path"].as_str().unwrap(), row["version"].as_str().unwrap());
+    node.ok(&["restore", node.at(path).to_str().unwrap(), "--version", version, "--to", to.path().to_str().unwrap()]);
+    fs::read_to_string(to.path().join(path)).unwrap()
+}
+
+fn resolve(node: &Node, path: &str, keep: &str) {
+    node.ok(&["resolve", node.at(path).to_str().unwrap(), "--keep", keep]);
+}
 
 #[test]
 fn two_agents_keep_a_tree_in_step() {
@@ -21,4 +55,409 @@ fn two_agents_keep_a_tree_in_step() {
     assert_eq!((&tree["state"], &tree["in_sync"], &tree["entries"]), (&"watching".into(), &true.into(), &4.into()));
     assert_eq!(peer["state"], "connected");
     same(&pair.a.root(), &pair.b.root());
+}
+
+#[test]
+fn after_a_cut_both_have_all_and_list_the_same_losers() {
+    let pair = Pair::new();
+    let shared = ["one", "d/two", "d/large", "deleted by b"];
+    shared.iter().for_each(|path| pair.a.write(path, "both"));
+    let pair = pair.start();
+    pair.wait();
+    pair.link.cut();
+    for node in [&pair.a, &pair.b] {
+        for path in &shared[..2] {
+            node.write(path, &format!("{path} of {}", node.name));
+        }
+        node.write("d/large", &format!("{}{}", node.name, large(1)));
+        node.write(&format!("only {}", node.name), "new");
+        node.write("new on both", &node.name);
+    }
+    pair.a.write("deleted by b", "edited by a");
+    fs::remove_file(pair.b.at("deleted by b")).unwrap();
+    pair.link.join();
+    pair.wait();
+    assert_eq!(pair.a.read("deleted by b").as_deref(), Some("edited by a"));
+    assert_eq!(pair.a.read("only b").as_deref(), Some("new"));
+    let listed = pair.a.conflicts();
+    let paths: Vec<&str> = listed.iter().map(|row| row[0].as_str().unwrap()).collect();
+    assert_eq!(paths, ["d/large", "d/two", "new on both", "one"]);
+    assert_eq!(listed, pair.b.conflicts());
+    for row in pair.a.rows(&["conflicts"]) {
+        let (path, writer) = (row["path"].as_str().unwrap(), row["node"].as_str().unwrap());
+        let lost = match path {
+            "d/large" => format!("{writer}{}", large(1)),
+            "new on both" => writer.to_owned(),
+            _ => format!("{path} of {writer}"),
+        };
+        assert_ne!(pair.a.read(path).as_deref(), Some(lost.as_str()), "the loser is vaulted");
+        assert_eq!(row["size"], lost.len());
+        for node in [&pair.a, &pair.b] {
+            assert_eq!(restored(node, &row), lost, "{path} on {}", node.name);
+        }
+    }
+    // The root is a directory like another.
+    pair.a.ok(&["resolve", pair.a.root().to_str().unwrap(), "--keep", "current"]);
+    pair.wait();
+    assert_eq!(pair.b.conflicts(), Vec::<[Value; 5]>::new());
+    assert!(!pair.a.rows(&["versions", pair.a.root().to_str().unwrap()]).is_empty());
+}
+
+#[test]
+fn a_line_of_three_relays_content_deletions_and_resolutions() {
+    let mesh = Mesh::start(&["a", "b", "c"], &[(0, 1), (1, 2)]);
+    let [a, b, c] = &mesh.nodes[..] else { panic!() };
+    a.write("small", "from a");
+    a.write("d/large", &large(1));
+    c.write("small of c", "from c");
+    c.write("e/large", &large(2));
+    mesh.wait();
+    assert_eq!((b.read("e/large"), a.read("e/large")), (Some(large(2)), Some(large(2))));
+    fs::remove_file(a.at("small")).unwrap();
+    fs::remove_dir_all(c.at("e")).unwrap();
+    c.write("d/large", &large(3));
+    mesh.wait();
+    assert_eq!(names(&a.root()), [".pleach", "d", "small of c"].map(String::from).into());
+    assert_eq!(a.read("d/large"), Some(large(3)));
+
+    mesh.at_once(|nodes| {
+        for node in [&nodes[0], &nodes[2]] {
+            node.write("kept", &format!("kept by {}", node.name));
+            node.write("d/large", &format!("{}{}", node.name, large(4)));
+        }
+    });
+    mesh.wait();
+    let kept = c.read("kept").unwrap();
+    let listed = c.conflicts();
+    let [[path, _, writer, ..], _] = &listed[..] else { panic!("{listed:?}") };
+    assert_eq!(path, "d/large");
+    let loser = format!("{}{}", writer.as_str().unwrap(), large(4));
+    resolve(c, "kept", "current");
+    mesh.wait();
+    assert_eq!((a.read("kept"), a.conflicts().len()), (Some(kept), 1));
+    resolve(c, "d/large", "vaulted");
+    mesh.wait();
+    assert_eq!((a.read("d/large"), a.conflicts()), (Some(loser), vec![]));
+}
+
+#[test]
+fn kills_at_any_moment_of_a_copy_lose_nothing() {
+    let given = |name: &str| std::env::var(name).ok().map(|n| n.parse().unwrap());
+    let files = given("PLEACH_KILL_FILES").unwrap_or(1_500);
+    let seed = given("PLEACH_KILL_SEED").unwrap_or(1);
+    let pair = Pair::new();
+    for n in 0..files {
+        let content = if n % 300 == 0 { large(n as u64) } else { format!("file {n}") };
+        pair.a.write(&format!("d{:02}/f{n}", n % 40), &content);
+    }
+    let before = snapshot(&pair.a.root());
+    let mut pair = pair.start();
+    let arrived = |pair: &Pair| {
+        let dirs = names(&pair.b.root()).into_iter().filter(|name| name.starts_with('d'));
+        dirs.map(|dir| names(&pair.b.at(&dir)).len()).sum::<usize>()
+    };
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed as u64);
+    for kill in 0..10 {
+        // Spread over the copy; within a part at a moment that is drawn.
+        until("the copy goes on", || arrived(&pair) >= files * kill / 12);
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_millis(random % 60));
+        println!("kill {kill}: {} of {files} files are there", arrived(&pair));
+        let node = if random & 0x1_0000 == 0 { &mut pair.a } else { &mut pair.b };
+        node.kill();
+        node.spawn();
+    }
+    for node in [&pair.a, &pair.b] {
+        until("it answers", || node.run(&["status"]).status.success());
+    }
+    pair.wait();
+    assert_eq!(snapshot(&pair.a.root()), before);
+    for node in [&pair.a, &pair.b] {
+        assert_eq!(names(&node.at(".pleach/staging")), BTreeSet::new());
+        assert_eq!(node.conflicts(), Vec::<[Value; 5]>::new());
+    }
+}
+
+/// Edits of one file at once and a deletion, in a mesh of this shape.
+fn converges_and_stays_deleted(names: &[&str], pairs: &[(usize, usize)]) {
+    let mut mesh = Mesh::start(names, pairs);
+    mesh.nodes[0].write("deleted", &large(1));
+    mesh.nodes[1].write("d/deleted too", "small");
+    mesh.nodes[1].write("edited", "first");
+    mesh.wait();
+    mesh.at_once(|nodes| nodes[..2].iter().for_each(|node| node.write("edited", &node.name)));
+    mesh.wait();
+    let listed = mesh.nodes[0].conflicts();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_ne!(listed[0][2], json!(mesh.nodes[0].read("edited")));
+
+    fs::remove_file(mesh.nodes[0].at("deleted")).unwrap();
+    fs::remove_dir_all(mesh.nodes[1].at("d")).unwrap();
+    mesh.wait();
+    for n in 0..mesh.nodes.len() {
+        mesh.nodes[n].stop();
+        mesh.nodes[n].start();
+    }
+    mesh.wait();
+    for node in &mesh.nodes {
+        assert_eq!(self::names(&node.root()), [".pleach", "edited"].map(String::from).into(), "{}", node.name);
+        assert_eq!(node.conflicts(), listed);
+    }
+}
+
+#[test]
+fn a_triangle_converges_and_what_is_deleted_stays_so() {
+    converges_and_stays_deleted(&["a", "b", "c"], &[(0, 1), (1, 2), (2, 0)]);
+}
+
+#[test]
+fn a_ring_converges_and_what_is_deleted_stays_so() {
+    converges_and_stays_deleted(&["a", "b", "c", "d"], &[(0, 1), (1, 2), (2, 3), (3, 0)]);
+}
+
+#[test]
+fn a_lost_store_revives_nothing_and_loses_nothing() {
+    let pair = Pair::new();
+    for path in ["kept", "edited", "deleted", "d/deleted too"] {
+        pair.a.write(path, path);
+    }
+    pair.a.write("large", &large(1));
+    let mut pair = pair.start();
+    pair.wait();
+    pair.b.stop();
+    fs::remove_dir_all(pair.b.state().join("trees")).unwrap();
+    fs::remove_file(pair.a.at("deleted")).unwrap();
+    fs::remove_file(pair.a.at("large")).unwrap();
+    fs::remove_dir_all(pair.a.at("d")).unwrap();
+    pair.a.write("edited", "edited by a");
+    pair.b.write("own", "of b");
+    pair.b.start();
+    pair.wait();
+    assert_eq!(names(&pair.b.root()), [".pleach", "edited", "kept", "own"].map(String::from).into());
+    assert_eq!(pair.b.read("edited").as_deref(), Some("edited by a"));
+    for (path, content) in
+        [("deleted", "deleted".to_owned()), ("d/deleted too", "d/deleted too".into()), ("large", large(1))]
+    {
+        let rows = pair.b.rows(&["versions", pair.b.at(path).to_str().unwrap()]);
+        assert_eq!(rows.len(), 1, "{rows:?}");
+        assert_eq!(restored(&pair.b, &rows[0]), content);
+    }
+}
+
+#[test]
+fn nodes_that_both_dial_hold_one_session() {
+    let base = tempfile::tempdir().unwrap();
+    let mut nodes = ["a", "b"].map(|name| Node::new(base.path(), name));
+    let links = [Link::to(nodes[1].port), Link::to(nodes[0].port)];
+    for n in 0..2 {
+        let (key, other) = (nodes[1 - n].key.clone(), nodes[1 - n].name.clone());
+        nodes[n].tree("t", "tree", "").peer(&other, &key, Some(links[n].port), "");
+        nodes[n].spawn();
+    }
+    let [a, b] = &nodes;
+    let sum = |count: fn(&Link) -> usize| links.iter().map(count).sum::<usize>();
+    let (opened, live) = (|| sum(|l| l.opened.load(Ordering::SeqCst)), || sum(|l| l.live.load(Ordering::SeqCst)));
+    let connected = |node: &Node, peer: &str| {
+        let output = node.run(&["status", "--json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let row = &status["peers"][0];
+        assert!(row.is_null() || row["name"] == peer);
+        row["state"] == "connected" && row["error"].is_null() && row["rtt_ms"].is_number()
+    };
+    let mut count = 0;
+    for _ in 0..3 {
+        let mut round = || {
+            let before = opened();
+            count += 1;
+            a.write("of a", &count.to_string());
+            b.write("of b", &count.to_string());
+            a.wait();
+            b.wait();
+            // One session is two links.
+            live() == 2 && opened() == before && connected(a, "b") && connected(b, "a")
+        };
+        until("both are connected", || connected(a, "b") && connected(b, "a"));
+        until("one session is left", &mut round);
+        for _ in 0..3 {
+            assert!(round(), "the session stays: {} links\n{}\n{}", live(), a.log(), b.log());
+        }
+        links.iter().for_each(Link::cut);
+        until("both are cut off", || live() == 0 && !connected(a, "b") && !connected(b, "a"));
+        links.iter().for_each(Link::join);
+    }
+    same(&a.root(), &b.root());
+}
+
+#[test]
+fn a_tree_that_cannot_go_on_stops_no_other() {
+    let mut pair = Pair::new();
+    pair.a.tree("two", "two", "").tree("lone", "lone", "");
+    pair.b.tree("two", "two", "");
+    let mut pair = pair.start();
+    let state = |node: &Node| node.tree_status("two")["state"].clone();
+    fs::write(pair.a.dir.join("two/x"), "x").unwrap();
+    pair.wait();
+    assert_eq!(pair.a.exchange("b", "lone")["state"], "absent");
+    assert_eq!(pair.a.exchange("b", "t")["state"], "ok");
+
+    // The directory is missing at the start.
+    pair.a.stop();
+    fs::rename(pair.a.dir.join("two"), pair.a.dir.join("away")).unwrap();
+    pair.a.start();
+    until("it is an error", || state(&pair.a) == "error");
+    pair.b.write("meanwhile", "goes on");
+    pair.b.ok(&["wait", "--tree", "t", "--timeout", "60"]);
+    same(&pair.a.root(), &pair.b.root());
+    pair.a.ok(&["wait", "--tree", "lone", "--timeout", "60"]);
+    assert!(pair.a.tree_status("two")["error"].is_string());
+    until("the peer says so", || pair.b.exchange("a", "two")["state"] == "error");
+    assert!(pair.a.fails(&["wait", "--timeout", "1"]).contains("two"));
+    assert!(pair.b.dir.join("two/x").exists(), "nothing is deleted");
+    fs::rename(pair.a.dir.join("away"), pair.a.dir.join("two")).unwrap();
+    until("it is back", || state(&pair.a) == "watching");
+    pair.wait();
+
+    // Its marker is another's while it runs.
+    let marker = pair.a.dir.join("two/.pleach/root");
+    let was = fs::read(&marker).unwrap();
+    fs::remove_file(&marker).unwrap();
+    fs::write(&marker, "another").unwrap();
+    fs::write(pair.b.dir.join("two/y"), "y").unwrap();
+    until("it is an error", || state(&pair.a) == "error");
+    pair.b.write("meanwhile", "goes on again");
+    pair.b.ok(&["wait", "--tree", "t", "--timeout", "60"]);
+    assert!(!pair.a.dir.join("two/y").exists());
+    fs::write(&marker, was).unwrap();
+    until("it is back", || state(&pair.a) == "watching");
+    pair.wait();
+    same(&pair.a.dir.join("two"), &pair.b.dir.join("two"));
+}
+
+/// The trees that a node names to one that dials with this other node's key.
+fn named_in_hello(node: &Node, other: &Node) -> Vec<String> {
+    let key = HostKey::load(&other.state()).unwrap();
+    let pinned = PublicKey::from_openssh(&node.key).unwrap();
+    let config = SessionConfig {
+        node: key.node(),
+        peer: keys::node_of(&pinned).unwrap(),
+        name: other.name.clone(),
+        start: 1,
+        token: [1; 16],
+        trees: Vec::new(),
+    };
+    let Some(Output::Transmit { frame, .. }) = Session::new(Moment(0), config).poll_output() else { panic!() };
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut link = dial(&format!("127.0.0.1:{}", node.port), &key, &[pinned]).await.unwrap();
+        link.writer.send(frame).unwrap();
+        let hello = Hello::decode(&link.reader.next().await.unwrap().unwrap()).unwrap();
+        hello.trees.into_iter().map(|tree| tree.name).collect()
+    })
+}
+
+#[test]
+fn a_tree_that_a_peer_is_not_named_for_is_neither_named_nor_sent() {
+    let mut pair = Pair::with("", "trees = [\"t\"]");
+    pair.b.reword("trees = [\"t\"]\n", "");
+    for node in [&mut pair.a, &mut pair.b] {
+        node.tree("other", "other", "");
+    }
+    let mut pair = pair.start();
+    fs::write(pair.a.dir.join("other/x"), "not for b").unwrap();
+    fs::write(pair.b.dir.join("other/y"), "not for a").unwrap();
+    pair.a.write("x", "for b");
+    pair.wait();
+    let rows = pair.a.peer_status("b")["trees"].clone();
+    assert_eq!((rows.as_array().unwrap().len(), &rows[0]["name"]), (1, &json!("t")));
+    assert_eq!(pair.b.exchange("a", "other")["state"], "absent");
+    assert_eq!(names(&pair.a.dir.join("other")), [".pleach", "x"].map(String::from).into());
+    assert_eq!(names(&pair.b.dir.join("other")), [".pleach", "y"].map(String::from).into());
+    pair.b.stop();
+    assert_eq!(named_in_hello(&pair.a, &pair.b), ["t"]);
+}
+
+#[test]
+fn a_restart_goes_on_where_it_was_and_sends_nothing_again() {
+    let pair = Pair::new();
+    for n in 0..30 {
+        pair.a.write(&format!("d{}/f{n}", n % 3), &n.to_string());
+        pair.b.write(&format!("e{}/f{n}", n % 3), &n.to_string());
+    }
+    pair.a.write("large", &large(1));
+    let mut pair = pair.start();
+    pair.wait();
+    pair.b.signal(Signal::STOP);
+    pair.a.write("meanwhile", "b hears nothing");
+    assert!(pair.a.fails(&["wait", "--timeout", "1"]).contains('b'));
+    pair.b.signal(Signal::CONT);
+    pair.wait();
+    let reached = |pair: &Pair| {
+        [(&pair.a, "b"), (&pair.b, "a")].map(|(node, peer)| {
+            until("all is in sync", || node.tree_status("t")["in_sync"] == true);
+            (node.tree_status("t")["seq"].clone(), node.exchange(peer, "t")["acked_seq"].clone())
+        })
+    };
+    let (before, vaulted) = (reached(&pair), pair.b.rows(&["versions", pair.b.root().to_str().unwrap()]));
+    for (seq, acked) in &before {
+        assert_eq!(seq, acked);
+    }
+    pair.a.stop();
+    pair.b.stop();
+    pair.a.start();
+    pair.b.start();
+    pair.wait();
+    assert_eq!(reached(&pair), before);
+    assert_eq!(pair.b.rows(&["versions", pair.b.root().to_str().unwrap()]), vaulted);
+}
+
+#[test]
+fn a_peer_that_is_away_is_named_and_found_again() {
+    let mut pair = Pair::new().start();
+    pair.wait();
+    pair.b.stop();
+    pair.a.write("x", "while b is away");
+    until("it is unreachable", || {
+        let row = pair.a.peer_status("b");
+        row["state"] == "unreachable" && row["error"].as_str().is_some_and(|why| !why.is_empty())
+    });
+    let said = pair.a.fails(&["wait", "--timeout", "1"]);
+    assert!(said.starts_with("pleach: wait: ") && said.contains("tree t: b: "), "{said}");
+    assert_eq!(pair.a.tree_status("t")["in_sync"], false);
+    pair.b.start();
+    let back = Instant::now();
+    until("it is connected", || pair.a.peer_status("b")["state"] == "connected");
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
+    pair.wait();
+}
+
+#[test]
+fn a_loser_appears_beside_the_winner_where_the_tree_asks_for_it() {
+    let pair = Pair::with("conflict = \"copy\"", "");
+    pair.a.write("doc.txt", "first");
+    let mut pair = pair.start();
+    pair.wait();
+    at_once(&[&pair.a, &pair.b], || {
+        pair.a.write("doc.txt", "of a");
+        pair.b.write("doc.txt", "of b");
+    });
+    let found =
+        |node: &Node| names(&node.root()).into_iter().filter(|name| name.contains("conflict")).collect::<Vec<_>>();
+    until("the copy is everywhere", || {
+        pair.a.wait();
+        pair.b.wait();
+        !found(&pair.a).is_empty() && !found(&pair.b).is_empty()
+    });
+    // Nor is there another after a restart of both.
+    pair.a.stop();
+    pair.b.stop();
+    pair.a.start();
+    pair.b.start();
+    pair.wait();
+    let row = &pair.a.rows(&["conflicts"])[0];
+    let (writer, hash) = (row["node"].as_str().unwrap(), row["hash"].as_str().unwrap());
+    assert_eq!(found(&pair.a), [format!("doc.conflict-{writer}-{}.txt", &hash[..8])]);
+    assert_eq!(pair.a.read(&found(&pair.a)[0]), Some(format!("of {writer}")));
+    assert_eq!(found(&pair.a), found(&pair.b));
+    assert_ne!(pair.a.read("doc.txt"), Some(format!("of {writer}")));
 }

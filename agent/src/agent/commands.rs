@@ -151,8 +151,11 @@ impl Agent {
             let beneath = given.strip_prefix(&target.path).ok();
             let beneath = beneath.or_else(|| real.as_deref().and_then(|real: &Path| real.strip_prefix(&root).ok()));
             let Some(beneath) = beneath else { continue };
-            let top = TreePath::parse(beneath.as_os_str().as_bytes())
-                .map_err(|error| Failure::usage(what, format!("{}: {error}", given.display())))?;
+            let top = match beneath.as_os_str().as_bytes() {
+                b"" => TreePath::ROOT,
+                name => TreePath::parse(name)
+                    .map_err(|error| Failure::usage(what, format!("{}: {error}", given.display())))?,
+            };
             return Ok((target, top));
         }
         Err(Failure::usage(what, format!("{} lies in no tree", given.display())).help("see the trees: pleach status"))

@@ -14,7 +14,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ impl Node {
     pub fn new(base: &Path, name: &str) -> Self {
         let dir = base.join(name);
         fs::create_dir_all(dir.join("tree")).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut node = Self { name: name.into(), dir, port, key: String::new(), config: String::new(), agent: None };
         node.say(&format!(
             "[node]\nname = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate = {:?}\nlog = \"debug\"\n",
@@ -197,6 +197,19 @@ impl Node {
         named(&self.status()["peers"], name)
     }
 
+    /// A tree's row within a peer's row of the status.
+    pub fn exchange(&self, peer: &str, tree: &str) -> Value {
+        named(&self.peer_status(peer)["trees"], tree)
+    }
+
+    /// What tells one conflict from another, for each conflict.
+    pub fn conflicts(&self) -> Vec<[Value; 5]> {
+        let told = |row: &Value| ["path", "version", "node", "size", "hash"].map(|field| row[field].clone());
+        let mut rows: Vec<[Value; 5]> = self.rows(&["conflicts"]).iter().map(told).collect();
+        rows.sort_by_key(|row| row.each_ref().map(Value::to_string));
+        rows
+    }
+
     /// `pleach wait`, which must succeed in time.
     pub fn wait(&self) {
         self.ok(&["wait", "--timeout", "60"]);
@@ -221,6 +234,19 @@ impl Drop for Node {
 
 fn named(rows: &Value, name: &str) -> Value {
     rows.as_array().unwrap().iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no {name} in {rows}")).clone()
+}
+
+/// A port below those that the kernel gives to outgoing connections, so that none of them takes it
+/// while its agent is down.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 200).unwrap() * 100;
+    loop {
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::SeqCst)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until something is so.
@@ -268,6 +294,59 @@ impl Pair {
         self.b.wait();
         same(&self.a.root(), &self.b.root());
     }
+}
+
+/// Nodes `a`, `b`, ... with one tree `t`, and links between some of them.
+pub struct Mesh {
+    pub base: tempfile::TempDir,
+    pub nodes: Vec<Node>,
+    pub links: Vec<Link>,
+}
+
+impl Mesh {
+    /// Running nodes; of each pair the first dials the second.
+    pub fn start(names: &[&str], pairs: &[(usize, usize)]) -> Self {
+        let base = tempfile::tempdir().unwrap();
+        let mut nodes: Vec<Node> = names.iter().map(|name| Node::new(base.path(), name)).collect();
+        let mut links = Vec::new();
+        for node in &mut nodes {
+            node.tree("t", "tree", "");
+        }
+        for (from, to) in pairs {
+            let link = Link::to(nodes[*to].port);
+            let (from_key, to_key) = (nodes[*from].key.clone(), nodes[*to].key.clone());
+            nodes[*from].peer(names[*to], &to_key, Some(link.port), "");
+            nodes[*to].peer(names[*from], &from_key, None, "");
+            links.push(link);
+        }
+        for node in &mut nodes {
+            node.start();
+        }
+        Self { base, nodes, links }
+    }
+
+    /// All have all: each round brings what there is one hop further.
+    pub fn wait(&self) {
+        for _ in 1..self.nodes.len() {
+            self.nodes.iter().for_each(Node::wait);
+        }
+        for node in &self.nodes[1..] {
+            same(&self.nodes[0].root(), &node.root());
+            assert_eq!(self.nodes[0].conflicts(), node.conflicts(), "conflicts on a and {}", node.name);
+        }
+    }
+
+    /// Changes on several nodes that no agent sees before all of them are made.
+    pub fn at_once(&self, change: impl FnOnce(&[Node])) {
+        at_once(&self.nodes.iter().collect::<Vec<_>>(), || change(&self.nodes));
+    }
+}
+
+/// Changes on several nodes that no agent sees before all of them are made.
+pub fn at_once(nodes: &[&Node], change: impl FnOnce()) {
+    nodes.iter().for_each(|node| node.signal(rustix::process::Signal::STOP));
+    change();
+    nodes.iter().for_each(|node| node.signal(rustix::process::Signal::CONT));
 }
 
 /// What a user sees of one path: kind and mode, owner, time, content or target.
@@ -321,8 +400,11 @@ fn brief(seen: &Seen) -> String {
 /// A TCP link through which one node dials another; it can be cut and joined again.
 pub struct Link {
     pub port: u16,
-    open: Arc<AtomicBool>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
+    /// Connections so far, and how many of them have not ended.
+    pub opened: Arc<AtomicUsize>,
+    pub live: Arc<AtomicUsize>,
+    /// The sockets of all connections; none while it is cut.
+    streams: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
 
 impl Link {
@@ -330,37 +412,44 @@ impl Link {
     pub fn to(target: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let open = Arc::new(AtomicBool::new(true));
-        let streams = Arc::new(Mutex::new(Vec::new()));
-        let (is_open, all) = (Arc::clone(&open), Arc::clone(&streams));
+        let streams = Arc::new(Mutex::new(Some(Vec::new())));
+        let (opened, live) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let link = Self { port, opened, live, streams };
+        let (opened, live, all) = (Arc::clone(&link.opened), Arc::clone(&link.live), Arc::clone(&link.streams));
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
-                if !is_open.load(Ordering::SeqCst) {
-                    continue;
-                }
+                // Held until the sockets are listed, so that a cut misses none.
+                let mut all = all.lock().unwrap();
+                let Some(all) = all.as_mut() else { continue };
                 let Ok(far) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 near.set_nodelay(true).unwrap();
                 far.set_nodelay(true).unwrap();
-                all.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
+                all.extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
                 let (near2, far2) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-                std::thread::spawn(move || pump(near, far));
-                std::thread::spawn(move || pump(far2, near2));
+                opened.fetch_add(1, Ordering::SeqCst);
+                live.fetch_add(1, Ordering::SeqCst);
+                let live = Arc::clone(&live);
+                std::thread::spawn(move || {
+                    let back = std::thread::spawn(move || pump(far2, near2));
+                    pump(near, far);
+                    back.join().unwrap();
+                    live.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Self { port, open, streams }
+        link
     }
 
     /// Cuts what goes through, and lets nothing new through.
     pub fn cut(&self) {
-        self.open.store(false, Ordering::SeqCst);
-        for stream in self.streams.lock().unwrap().drain(..) {
+        for stream in self.streams.lock().unwrap().take().into_iter().flatten() {
             stream.shutdown(Shutdown::Both).ok();
         }
     }
 
     /// Lets connections through again.
     pub fn join(&self) {
-        self.open.store(true, Ordering::SeqCst);
+        self.streams.lock().unwrap().get_or_insert_default();
     }
 }
 

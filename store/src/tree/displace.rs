@@ -42,7 +42,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let known = row.shown.clone().unwrap_or_default();
         let care = Care { rehash: true, take_open: true, ..self.care() };
         let seen = look::look(&self.vfs, &place.staging, &id_name(id), Some(&known), care).map_err(disk)?;
-        let Look::Found(found) = seen else { return Ok(()) };
+        let found = match (seen, known.shown.state.clone(), known.stamp) {
+            (Look::Found(found), ..) => found,
+            // A lease keeps us out (Samba): it is filed as what was shown, and looked at when it is free.
+            (Look::Busy, Some(state), Some(stamp)) => Box::new(Found { state, stamp, provisional: true, links: 1 }),
+            _ => return Ok(()),
+        };
         let unchanged = known.stamp.is_none_or(|s| s.same_but_ctime(&found.stamp));
         let observed = mint::observe(
             Some(&row.entry),
@@ -91,12 +96,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let (size, hash) = content_of(&found.state.value);
         let mut open = false;
         if matches!(found.state.value, Value::File { .. }) {
-            let file = self.vfs.open_file(&place.staging, &name)?;
-            open = self.vfs.writers(&file) == Writers::Some;
-            if found.links > 1 {
-                self.copy_to_vault(place, &file, &name)?;
-                self.vfs.remove_file(&place.staging, &name)?;
-                open = false;
+            match self.vfs.open_file(&place.staging, &name) {
+                Ok(file) if found.links > 1 => {
+                    self.copy_to_vault(place, &file, &name)?;
+                    self.vfs.remove_file(&place.staging, &name)?;
+                }
+                Ok(file) => open = self.vfs.writers(&file) == Writers::Some,
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => open = true,
+                Err(error) => return Err(error),
             }
         }
         if found.links == 1 || !matches!(found.state.value, Value::File { .. }) {

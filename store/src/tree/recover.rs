@@ -10,7 +10,7 @@ use pleach_protocol::view;
 
 use super::displace::id_name;
 use super::perform::{UNLOCKED, is_locked};
-use super::{Tree, TreeError};
+use super::{Tree, TreeError, content_of};
 use crate::kv::Kv;
 use crate::look::{self, Care, Look, stamp_of};
 use crate::root::Place;
@@ -25,6 +25,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let place = self.enter()?;
         let (start, end) = (vec![Space::Intent as u8], vec![Space::Intent as u8 + 1]);
         let batches: Vec<(Vec<u8>, Vec<Intent>)> = self.index.others(&start, &end, usize::MAX)?;
+        let count: usize = batches.iter().map(|(_, intents)| intents.len()).sum();
+        if count > 0 {
+            tracing::info!(count, crashed, "changes that were under way are settled");
+        }
         for (key, intents) in batches {
             for intent in intents {
                 self.settle_intent(&place, intent, crashed)?;
@@ -87,7 +91,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             return Ok(());
         }
-        tracing::info!(path = %intent.path, op = ?intent.op, "an intended change was found carried out");
+        tracing::debug!(path = %intent.path, op = ?intent.op, "an intended change was found carried out");
         let out = matches!(intent.op, IntentOp::Replace | IntentOp::Delete);
         if out && vaulted.is_some() {
             self.record_vaulted(place, &intent, &row)?;
@@ -199,6 +203,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if let Some(dir) = parent {
             let to = id_name(id);
             self.vfs.rename(dir, intent.path.name(), &place.vault, &to, RenameMode::NoReplace).map_err(disk)?;
+            self.list_torn(place, &intent.path, id, row).map_err(disk)?;
         }
         let mut now = self.index.row(&intent.path)?;
         let context = Self::shown(row).context;
@@ -208,6 +213,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             ShownRow { shown: Shown { context, state: None }, stamp: None, provisional: false },
         );
         self.revisit(&intent.path)
+    }
+
+    /// What is left of a torn file is listed among the versions, and expires like one.
+    fn list_torn(&mut self, place: &Place<V>, path: &TreePath, id: u64, row: &EntryRow) -> std::io::Result<()> {
+        let care = Care { rehash: true, take_open: true, owners: self.owners, ..Care::default() };
+        let Look::Found(found) = look::look(&self.vfs, &place.vault, &id_name(id), None, care)? else { return Ok(()) };
+        let (size, hash) = content_of(&found.state.value);
+        let filed = VaultRow {
+            hash,
+            size: size.unwrap_or(0),
+            state: found.state,
+            time: self.now(),
+            reason: "torn".to_owned(),
+            open: false,
+            stamp: Some(found.stamp),
+            shown: Self::shown(row),
+        };
+        self.index.put_other(rows::vault_key(path, id), &filed);
+        Ok(())
     }
 
     /// Sets the time of a directory in which an intended change was found carried out.
