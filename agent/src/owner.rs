@@ -51,6 +51,9 @@ const BUSY: Duration = Duration::from_millis(100);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often the root is looked up afresh while nothing happens. Source: DESIGN.md §5.
 const ROOT_CHECK: Duration = Duration::from_secs(10);
+/// How long the next question for rows is awaited, and for how long in one go.
+const READ_ON: Duration = Duration::from_micros(300);
+const READ_ON_MAX: Duration = Duration::from_millis(20);
 /// How often the disk and the store say how far they are, and the vault lets go of what is old.
 const HOURLY: Duration = Duration::from_secs(3_600);
 /// Things taken from the channel before the tree's work goes on.
@@ -426,11 +429,19 @@ impl Running<'_> {
                 None
             }
         };
+        let began = Instant::now();
         let mut taken = 0;
         while let Some(event) = next {
+            // Whoever reads our journal asks for the next rows at once: a long one goes out in one go.
+            let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
             self.take(event)?;
             taken += 1;
-            next = if taken < EVENTS_MAX { self.keeper.events.try_recv().ok() } else { None };
+            next = match self.keeper.events.try_recv() {
+                _ if taken >= EVENTS_MAX => None,
+                Ok(event) => Some(event),
+                Err(_) if reads && began.elapsed() < READ_ON_MAX => self.keeper.events.recv_timeout(READ_ON).ok(),
+                Err(_) => None,
+            };
         }
         if self.root_checked.elapsed() >= ROOT_CHECK {
             self.root_checked = Instant::now();
