@@ -1,6 +1,6 @@
 //! The running node: its trees, its peers, its endpoint and its control socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -189,13 +189,14 @@ impl Agent {
             }
             stays
         });
-        let mut changed = false;
+        // Trees whose owner is another one now.
+        let mut changed: BTreeSet<String> = BTreeSet::new();
         let mut old_trees: Vec<Owner> = std::mem::take(&mut parts.trees);
         for mut owner in
             old_trees.extract_if(.., |o| !config.trees.iter().any(|t| parts.configs.get(&o.name) == Some(t)))
         {
-            changed = true;
             owner.stop();
+            changed.insert(owner.name);
         }
         for tree in &config.trees {
             let takers = takers(&setups, &tree.name);
@@ -205,7 +206,7 @@ impl Agent {
                 parts.trees.push(owner);
                 continue;
             }
-            changed = true;
+            changed.insert(tree.name.clone());
             let setup = TreeSetup {
                 config: tree.clone(),
                 copied: self.copied,
@@ -224,7 +225,7 @@ impl Agent {
             let owners = owners_of(&parts.trees, &setup);
             if let Some(at) = old_peers.iter().position(|p| p.setup == setup) {
                 let peer = old_peers.swap_remove(at);
-                if changed {
+                if setup.trees.iter().any(|tree| changed.contains(tree)) {
                     peer.inbox.send(PeerEvent::Owners(owners)).ok();
                 }
                 peers.push(peer);

@@ -17,6 +17,7 @@ use pleach_protocol::session::{Input, Output, TreeOffer};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::sled::SledKv;
+use pleach_store::root::RootError;
 use pleach_store::tree::{Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
@@ -54,7 +55,10 @@ const ROOT_CHECK: Duration = Duration::from_secs(10);
 /// How long the next question for rows is awaited, and for how long in one go.
 const READ_ON: Duration = Duration::from_micros(300);
 const READ_ON_MAX: Duration = Duration::from_millis(20);
-/// How often the disk and the store say how far they are, and the vault lets go of what is old.
+/// How often the disk and the store say how far they are, where that changed: what is put back after
+/// a kill is older than this.
+const MARK_EVERY: Duration = Duration::from_secs(10);
+/// How often the vault lets go of what is old, and tombstones are looked at.
 const HOURLY: Duration = Duration::from_secs(3_600);
 /// Things taken from the channel before the tree's work goes on.
 const EVENTS_MAX: usize = 1_000;
@@ -218,6 +222,7 @@ impl Owner {
             waiters: Waiters::default(),
             stop: false,
             approved: false,
+            approvable: false,
         };
         let thread = thread::Builder::new().name(format!("tree {name}")).spawn(move || keeper.run())?;
         Ok(Self { name, path, inbox, status, thread: Some(thread) })
@@ -250,6 +255,8 @@ struct Keeper {
     stop: bool,
     /// Somebody approved the root that is there.
     approved: bool,
+    /// The tree is closed for a reason that an approval ends.
+    approvable: bool,
 }
 
 /// The owner while its tree is open.
@@ -263,6 +270,7 @@ struct Running<'k> {
     passed: Vec<Vec<u8>>,
     root_checked: Instant,
     hourly: Instant,
+    marked: Instant,
     /// The head at the last hour.
     hour_ago: Option<u64>,
     /// Tombstones are looked for behind the first position, up to the second.
@@ -274,6 +282,8 @@ impl Keeper {
         while !self.stop {
             if let Err(error) = self.keep() {
                 let reason = chain(&error);
+                self.approvable =
+                    matches!(error, OpenError::Tree(TreeError::Root(RootError::Swapped | RootError::WentBack)));
                 if lock(&self.status).error.as_ref() != Some(&reason) {
                     tracing::error!(tree = self.setup.config.name, reason, "the tree is closed");
                 }
@@ -298,6 +308,7 @@ impl Keeper {
             passed: Vec::new(),
             root_checked: now,
             hourly: now,
+            marked: now,
             hour_ago: None,
             collecting: None,
         };
@@ -344,7 +355,7 @@ impl Keeper {
             Event::Detach { peer, session } => {
                 self.streams.detach(peer, session);
             }
-            Event::Command(Command::Approve { reply }) => {
+            Event::Command(Command::Approve { reply }) if self.approvable => {
                 self.approved = true;
                 reply.send(Ok(())).ok();
             }
@@ -405,7 +416,9 @@ impl Running<'_> {
             self.wait()?;
         }
         self.tree.sync_minted(true)?;
-        self.tree.commit_all()
+        self.tree.commit_all()?;
+        // A disk or store that is put back while the agent is away is older than this.
+        self.tree.mark_last()
     }
 
     /// Makes everything so far durable and tells the sessions.
@@ -447,9 +460,12 @@ impl Running<'_> {
             self.root_checked = Instant::now();
             self.tree.check_root()?;
         }
+        if self.marked.elapsed() >= MARK_EVERY {
+            self.marked = Instant::now();
+            self.tree.mark_last()?;
+        }
         if self.hourly.elapsed() >= HOURLY {
             self.hourly = Instant::now();
-            self.tree.mark_last()?;
             self.tree.expire(self.keeper.setup.config.history)?;
             let head = self.tree.head();
             self.collecting = self.hour_ago.map(|upto| (0, upto));

@@ -30,10 +30,15 @@ const PAUSE_MIN: Duration = Duration::from_millis(300);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A peer that could not be dialled is called unreachable after so long.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same where the peer paused this node: a wait goes by what was said last.
+const PAUSED_MAX: Duration = Duration::from_secs(2);
 /// How long a node with the lower key lets its own dial go on when it is dialled meanwhile.
 const OWN_DIAL_GRACE: Duration = Duration::from_secs(1);
 /// What one node is told of another that has its key. Source: CONTRACT.md, words.
 pub(crate) const TWO_NODES: &str = "two nodes use this key: `pleach key --new` on the clone";
+
+/// What a node is told that was paused by its peer.
+pub(crate) const PAUSED_THERE: &str = "it is paused there";
 
 /// This node, as its peers' tasks know it.
 #[derive(Debug)]
@@ -101,7 +106,7 @@ pub enum PeerState {
     Unreachable,
     /// One of the two nodes does not want the other.
     Refused,
-    /// Somebody paused it here.
+    /// Somebody paused it here; or this node there, as the error says.
     Paused,
 }
 
@@ -188,6 +193,7 @@ impl Peer {
             }
             End::Renewed => (PeerState::Connecting, None),
             End::Paused => (PeerState::Paused, None),
+            End::PausedThere => (PeerState::Paused, Some(PAUSED_THERE.to_owned())),
             End::Stopped => (PeerState::Unreachable, None),
             End::Refused(reason) => (PeerState::Refused, Some(reason)),
             End::Lost(reason) => (PeerState::Unreachable, Some(reason)),
@@ -262,6 +268,8 @@ impl Peer {
             None | Some(PeerEvent::Stop) => self.stop = true,
             Some(PeerEvent::Pause(paused)) => {
                 self.paused = paused;
+                // The pause was no absence: it is dialled at once.
+                self.away = None;
                 self.show(if paused { PeerState::Paused } else { PeerState::Connecting }, None);
             }
             Some(PeerEvent::Owners(owners)) => self.owners = owners,
@@ -270,7 +278,7 @@ impl Peer {
                     return Some(greeted);
                 }
                 if self.paused {
-                    self.refuse(&greeted, "it is paused there");
+                    self.refuse(&greeted, PAUSED_THERE);
                 }
             }
         }
@@ -280,7 +288,9 @@ impl Peer {
     /// How long to wait before the next dial.
     fn pause(&self) -> Duration {
         let Some(away) = self.away else { return Duration::ZERO };
-        let whole = (away.elapsed() / PAUSE_PART).clamp(PAUSE_MIN, PAUSE_MAX);
+        let paused_there = lock(&self.status).state == PeerState::Paused;
+        let longest = if paused_there { PAUSED_MAX } else { PAUSE_MAX };
+        let whole = (away.elapsed() / PAUSE_PART).clamp(PAUSE_MIN, longest);
         // Without randomness all wait alike, no more.
         let part = random_number().map_or(0, |n| u32::try_from(n % 512).unwrap_or(0));
         whole / 1_024 * (512 + part)

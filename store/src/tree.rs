@@ -416,9 +416,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.index.put_history(seq, &row);
     }
 
-    /// The display name of whoever wrote what the entry shows.
-    fn writer_of(&self, entry: &Entry) -> Result<String, TreeError> {
-        let newest = entry.content.iter().max_by_key(|(dot, s)| (s.rank, **dot)).map(|(dot, _)| dot.actor);
+    /// The display name of whoever wrote what the entry shows: its content, or, where that stayed,
+    /// the rest.
+    fn writer_of(&self, entry: &Entry, same_content: bool) -> Result<String, TreeError> {
+        let newest = if same_content {
+            let times = entry.times.iter().map(|(dot, t)| (t.rank, *dot));
+            times.chain(entry.access.iter().map(|(dot, a)| (a.rank, *dot))).max()
+        } else {
+            entry.content.iter().map(|(dot, s)| (s.rank, *dot)).max()
+        };
+        let newest = newest.map(|(_, dot)| dot.actor);
         Ok(match newest {
             Some(actor) => self.index.name(actor)?.unwrap_or_else(|| format!("{actor:?}")),
             None => String::new(),

@@ -19,7 +19,7 @@ use crate::control::{Handler, Handling, Keep, RawPath, Replies, Reply, Request, 
 use crate::failure::Failure;
 use crate::machine::lock;
 use crate::owner::{self, Command, CommandError, Event, LOG_LINES_MAX, LogLine, Outstanding, WaitHandle};
-use crate::peer::PeerEvent;
+use crate::peer::{PeerEvent, PeerState};
 
 /// How often a journal that is followed is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
@@ -200,6 +200,14 @@ impl Agent {
             if let Some(peer) = paused {
                 return Err(Failure::done("wait", format!("tree {}: the peer {peer} is paused", target.name))
                     .help(format!("go on with: pleach resume --peer {peer}")));
+            }
+            let paused_there = lock(&self.parts).peers.iter().find_map(|peer| {
+                let paused = lock(&peer.status).state == PeerState::Paused;
+                (paused && peer.setup.trees.contains(&target.name)).then(|| peer.setup.name.clone())
+            });
+            if let Some(peer) = paused_there {
+                return Err(Failure::done("wait", format!("tree {}: this node is paused on {peer}", target.name))
+                    .help(format!("go on, there, with: pleach resume --peer {}", self.us.name)));
             }
             let (handle, ended) = WaitHandle::new(Arc::clone(outstanding));
             let asked = target.inbox.send(Event::Command(Command::Wait(handle)));

@@ -156,7 +156,9 @@ impl Running<'_> {
             if let Stage::Taken { id, .. } = waiter.stage {
                 self.keeper.streams.forget_heads(id);
             }
-            waiter.handle.end(Ok(()));
+            // A disk that is put back after this is known to be older, whatever ended the agent.
+            let marked = self.tree.mark_last();
+            waiter.handle.end(marked.map_err(|error| CommandError::Closed(chain(&error))));
             return true;
         }
         *lock(&waiter.handle.outstanding) = left;

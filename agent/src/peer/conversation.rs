@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout_at};
 
-use super::{Begun, Greeted, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
+use super::{Begun, Greeted, PAUSED_THERE, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
 use crate::machine::{lock, random};
 use crate::owner::{Event, ToSession};
 use crate::ssh::{LinkError, LinkReader, SshLink, dial};
@@ -20,6 +20,8 @@ const OFFER_MAX: Duration = Duration::from_secs(3);
 const CHALLENGE_MAX: Duration = Duration::from_secs(2);
 /// How long the peer may take for its hello, and for its bulk link.
 const HELLO_MAX: Duration = Duration::from_secs(10);
+/// How long a goodbye may come behind the end of the bulk link.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// Inputs of owners that are taken before the links are looked at again.
 const INPUTS_MAX: usize = 256;
 /// What is said where a session ends only to begin anew.
@@ -31,6 +33,8 @@ pub(super) enum End {
     Renewed,
     /// Somebody paused the peer here.
     Paused,
+    /// Somebody paused this node there.
+    PausedThere,
     /// This node stops.
     Stopped,
     /// The peer dialled anew.
@@ -51,6 +55,7 @@ impl From<SessionError> for End {
     fn from(error: SessionError) -> Self {
         match error {
             SessionError::Bye(reason) if reason == RENEWED => Self::Renewed,
+            SessionError::Bye(reason) if reason == PAUSED_THERE => Self::PausedThere,
             SessionError::Bye(reason) if reason.starts_with("two nodes") => Self::Refused(reason),
             SessionError::Version { .. } => Self::Refused(error.to_string()),
             _ => Self::Lost(error.to_string()),
@@ -82,6 +87,8 @@ struct Conversation<'p> {
     dialling: Option<Dialling>,
     from_owners: UnboundedReceiver<ToSession>,
     challenger: Option<Challenger>,
+    /// The peer went on after its hello.
+    welcome: bool,
 }
 
 impl Peer {
@@ -113,6 +120,7 @@ impl Peer {
             dialling: None,
             from_owners,
             challenger: None,
+            welcome: false,
             peer: self,
         };
         let end = match conversation.run(begun.body).await {
@@ -210,7 +218,7 @@ impl Conversation<'_> {
                 },
                 frame = next(self.bulk.as_mut().map(|b| &mut b.reader)) => match frame? {
                     Some(body) => self.handle(Link::Bulk, body)?,
-                    None => return Err(End::Lost("the peer closed the bulk connection".to_owned())),
+                    None => return Err(self.last_words().await),
                 },
                 told = self.from_owners.recv() => self.take_told(told)?,
                 link = dialled(&mut self.dialling) => {
@@ -221,6 +229,17 @@ impl Conversation<'_> {
                 () = sleep_until(wake) => self.look_at_time()?,
             }
         }
+    }
+
+    /// The bulk link was closed: its goodbye comes on the other one, whichever is read first.
+    async fn last_words(&mut self) -> End {
+        let limit = tokio::time::Instant::now() + LAST_WORDS_MAX;
+        while let Ok(Ok(Some(body))) = timeout_at(limit, self.control.reader.next()).await {
+            if let Err(end) = self.handle(Link::Control, body) {
+                return end;
+            }
+        }
+        End::Lost("the peer closed the bulk connection".to_owned())
     }
 
     /// When something is due by time.
@@ -256,6 +275,11 @@ impl Conversation<'_> {
         self.drain()?;
         if !introduced && self.session.peer_hello().is_some() {
             self.begin()?;
+        } else if introduced && !self.welcome {
+            // Whoever does not want us says hello and goodbye, nothing between.
+            self.welcome = true;
+            self.peer.away = None;
+            self.peer.show(PeerState::Connected, None);
         }
         self.refuse_challenger();
         let mut status = lock(&self.peer.status);
@@ -266,8 +290,6 @@ impl Conversation<'_> {
 
     /// Both sides said hello.
     fn begin(&mut self) -> Result<(), End> {
-        self.peer.away = None;
-        self.peer.show(PeerState::Connected, None);
         if let Some(address) = self.dialled.clone() {
             // Only now does the peer know the session that the bulk link belongs to.
             let us = std::sync::Arc::clone(&self.peer.us);
@@ -395,7 +417,8 @@ impl Conversation<'_> {
     fn close(&mut self, end: &End) {
         let bye = match end {
             End::Renewed => Some(RENEWED),
-            End::Paused => Some("it is paused there"),
+            End::Paused => Some(PAUSED_THERE),
+            End::PausedThere => None,
             End::Stopped => Some("it stops"),
             End::Replaced(_) => Some("a newer session takes its place"),
             End::Refused(reason) | End::Lost(reason) => Some(reason.as_str()),

@@ -121,6 +121,16 @@ impl<V: Vfs> Applier<V> {
         *self = Self { next_want: self.next_want, ..Self::new(0) };
     }
 
+    /// Whether a path's newest row was planned, and nothing is left to be done about it.
+    pub(super) fn has_passed(&self, path: &TreePath, seq: u64) -> bool {
+        (1..=self.position).contains(&seq) && !self.window.contains_key(path) && !self.stuck.contains_key(path)
+    }
+
+    /// Reads the journal from its start again; what is under way goes on.
+    pub(super) const fn rewind(&mut self) {
+        self.position = 0;
+    }
+
     /// Every path up to here shows its view or is listed as stuck.
     pub(super) fn applied(&self) -> u64 {
         let waiting = self.window.values().map(|w| w.seq.saturating_sub(1)).min();

@@ -105,7 +105,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(self.index.flush()?)
     }
 
-    /// Writes down, on the disk and in the store, how far both are: at each start and hourly.
+    /// Writes down, on the disk and in the store, how far both are, where that changed.
     ///
     /// # Errors
     /// The store's, or the disk's.
@@ -114,6 +114,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.index.meta().last == mark {
             return Ok(());
         }
+        // Never into a directory that took the root's place.
+        self.check_root()?;
         // Whichever of the two writes a crash lets through, one of the store's two marks is the file's.
         self.index.meta_mut().next_last = mark;
         self.index.flush()?;

@@ -432,7 +432,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.judge_displaced(place, &op.path, id, &op.row, reason)?;
         }
         self.arrivals += u64::from(op.kind == OpKind::Put);
-        let writer = self.writer_of(&op.row.entry)?;
+        let value = |state: Option<&State>| state.map(|s| s.value.clone());
+        let same_content = value(before.state.as_ref()) == value(state.as_ref());
+        let writer = self.writer_of(&op.row.entry, same_content)?;
         self.record(&op.path, op.row.seq, before.state.as_ref(), state.as_ref(), writer);
         let context = op.row.entry.context.clone();
         let state = fill_in(state, stamp);

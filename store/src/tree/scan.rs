@@ -118,6 +118,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<Option<TreePath>, TreeError> {
         let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
         if hint.is_none() && !shown && self.vfs_lacks(dir, &child) {
+            self.take_up_unshown(&child, &row)?;
             return Ok(None);
         }
         let was_dir = hint == Some(Kind::Dir);
@@ -159,6 +160,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             self.index.commit_if_large()?;
         }
+    }
+
+    /// What the applier passed and the disk never showed was ignored. Where it is not any more, all is
+    /// planned again: rows beneath a directory come before its own.
+    fn take_up_unshown(&mut self, path: &TreePath, row: &EntryRow) -> Result<(), TreeError> {
+        if !self.apply.has_passed(path, row.seq) {
+            return Ok(());
+        }
+        let Some(view) = self.index.view(path, row)? else { return Ok(()) };
+        if !self.options.ignore.ignored(path, view.value == Value::Dir) {
+            self.apply.rewind();
+        }
+        Ok(())
     }
 
     fn vfs_lacks(&self, dir: &V::Dir, child: &TreePath) -> bool {
