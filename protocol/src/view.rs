@@ -13,7 +13,7 @@ use crate::version::Dot;
 pub struct State {
     /// The value.
     pub value: Value,
-    /// Content time; none for a derived directory that never had one.
+    /// Content time; none for a directory of which nothing is known but what lies beneath.
     pub mtime: Option<Time>,
     /// Mode and owner; none where no register says (the disk keeps what it has).
     pub access: Option<Access>,
@@ -66,7 +66,7 @@ pub fn is_derived(entry: Option<&Entry>, around: &Surroundings) -> bool {
 pub fn view(entry: Option<&Entry>, around: &Surroundings) -> Option<State> {
     if is_derived(entry, around) {
         let own_access = entry.and_then(|e| shown_access(e, &Value::Dir));
-        let mtime = entry.and_then(|e| dated(e, &Value::Dir));
+        let mtime = entry.and_then(|e| dated(e, &Value::Dir).or_else(|| ranked(e)));
         return Some(State { value: Value::Dir, mtime, access: own_access.or_else(|| around.ancestor.clone()) });
     }
     let entry = entry?;
@@ -82,6 +82,12 @@ fn shown_mtime(entry: &Entry, value: &Value) -> Time {
         let ranks = entry.content.values().filter(|s| s.content.value() == Some(value)).map(|s| s.rank);
         Time::from_nanos(ranks.max().unwrap_or_default().0)
     })
+}
+
+/// A directory that stands where a file was concurrently put has no time of its own: the newest
+/// rank is the same everywhere.
+fn ranked(entry: &Entry) -> Option<Time> {
+    entry.content.values().map(|s| s.rank).max().map(|rank| Time::from_nanos(rank.0))
 }
 
 /// The greatest time that a register gives this content.
