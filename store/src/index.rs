@@ -3,6 +3,8 @@
 //! Writes gather in one pending batch that reads already see; [`Index::commit`] hands it to the
 //! store as a unit and [`Index::flush`] makes it durable. Nothing above announces what is not flushed.
 
+use std::collections::BTreeMap;
+
 use pleach_protocol::entry::Entry;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::{Actor, NodeId};
@@ -41,6 +43,8 @@ pub struct Index<K> {
     flush_needed: bool,
     /// Something pending is not to be found again after a crash.
     urgent: bool,
+    /// Directories that live or died with what is beneath; taken before the disk is worked on.
+    turned: BTreeMap<TreePath, u64>,
 }
 
 type Result<T> = std::result::Result<T, IndexError>;
@@ -62,6 +66,7 @@ impl<K: Kv> Index<K> {
             durable_head,
             flush_needed: false,
             urgent: false,
+            turned: BTreeMap::new(),
         })
     }
 
@@ -198,6 +203,11 @@ impl<K: Kv> Index<K> {
         self.pending.put(rows::path_key(Space::Entry, path), rows::seal(row));
     }
 
+    /// Notes that the disk does not show all of the journal up to here any more, in the batch that says why.
+    pub fn lower_applied(&mut self, applied: u64) {
+        self.set_applied(applied.min(self.meta.applied));
+    }
+
     /// Stores a row whose entry changed: gives it the next seq, and its derived directories too
     /// (their rows are announced behind what lies beneath), and keeps the counts of live children.
     ///
@@ -276,9 +286,17 @@ impl<K: Kv> Index<K> {
             if was_live == now_live {
                 return Ok(());
             }
+            // What is shown there changes although nothing is announced.
+            self.lower_applied(parent.seq.saturating_sub(1));
+            self.turned.insert(dir, parent.seq);
             live = now_live;
         }
         Ok(())
+    }
+
+    /// The directories that live or died with what is beneath since the last call, with their seqs.
+    pub fn take_turned(&mut self) -> BTreeMap<TreePath, u64> {
+        std::mem::take(&mut self.turned)
     }
 
     /// What the view of a path needs to know of the paths around it.

@@ -204,6 +204,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let mut wants = Vec::new();
         loop {
+            for (path, seq) in self.index.take_turned() {
+                self.take_up(&path, seq);
+            }
             self.retry_stuck()?;
             self.fill_window()?;
             if self.apply.window.is_empty() {
@@ -242,7 +245,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.apply.stuck.iter().filter(|(_, s)| s.retry_at <= now).map(|(p, _)| p.clone()).collect();
         for path in due {
             let seq = self.index.row(&path)?.seq;
-            self.apply.revisit(&path, seq);
+            self.take_up(&path, seq);
         }
         Ok(())
     }
@@ -377,7 +380,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 if self.apply.stuck.contains_key(&dir) {
                     return Ok(Plan::Fail("its directory could not be made".into()));
                 }
-                self.apply.revisit(&dir, self.apply.window.get(path).map_or(1, |w| w.seq));
+                self.take_up(&dir, self.apply.window.get(path).map_or(1, |w| w.seq));
                 return Ok(Plan::Wait);
             }
         }
@@ -406,7 +409,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             let row = self.index.row(&child)?;
             if row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) {
-                self.apply.revisit(&child, row.seq);
+                self.take_up(&child, row.seq);
                 waits |= !self.apply.stuck.contains_key(&child);
             } else {
                 self.scan_below(path)?;
@@ -628,8 +631,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Looks at a path again in the next round.
     pub(super) fn revisit(&mut self, path: &TreePath) -> Result<(), TreeError> {
         let seq = self.index.row(path)?.seq;
-        self.apply.revisit(path, seq);
+        self.take_up(path, seq);
         Ok(())
+    }
+
+    /// Takes a path up that the journal's cursor may have passed. The batch that holds the reason says
+    /// so too: after a crash in between the work is found again.
+    pub(super) fn take_up(&mut self, path: &TreePath, seq: u64) {
+        self.apply.revisit(path, seq);
+        self.index.lower_applied(seq.saturating_sub(1));
     }
 
     /// A path's change is done: what was listed against it is over.

@@ -151,7 +151,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 row.shown = Some(ShownRow { shown, stamp, provisional });
                 self.index.put_row(path, &row);
                 // An adopted file may still differ in time or mode.
-                self.apply.revisit(path, row.seq);
+                self.take_up(path, row.seq);
                 return Ok(Observed::Same);
             }
             Observation::Changed => {

@@ -171,6 +171,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let Some(view) = self.index.view(path, row)? else { return Ok(()) };
         if !self.options.ignore.ignored(path, view.value == Value::Dir) {
             self.apply.rewind();
+            self.index.lower_applied(0);
         }
         Ok(())
     }
