@@ -137,8 +137,10 @@ fn random_histories_converge_and_lose_nothing() {
     // Seed 14432: a file that outlived a concurrent link; 16009: one that returns when a directory goes;
     // 9801, 45825: a directory that stayed when the last thing in it was gone, after a kill and without;
     // 18466: a directory that lives for what is beneath, where a file was put, had each disk's own time.
-    let failures: Vec<(u64, String)> =
-        (1..=seeds).chain([9_801, 14_432, 16_009, 18_466, 45_825]).filter_map(|seed| Some((seed, run(seed).err()?))).collect();
+    let failures: Vec<(u64, String)> = (1..=seeds)
+        .chain([9_801, 14_432, 16_009, 18_466, 45_825])
+        .filter_map(|seed| Some((seed, run(seed).err()?)))
+        .collect();
     let shortest = failures.iter().min_by_key(|(_, what)| what.len());
     assert!(failures.is_empty(), "{} of {seeds} seeds fail; seed {:?}", failures.len(), shortest);
 }
