@@ -1,9 +1,9 @@
 //! The transport: SSH connections between nodes, one channel each, carrying whole frames.
 //!
 //! What is said here stops at bytes, keys and addresses: who may do what is decided elsewhere. Four
-//! faults of the SSH library shape it: its loop must not wait for the socket ([`stream`]), one
+//! faults of the SSH library shape it: its loop must not wait for the socket (`stream`), one
 //! connection carries one channel, a reader never waits for its consumer but holds a bounded queue
-//! ([`link`]), and the channel is written only through the writer that counts its window.
+//! (`link`), and the channel is written only through the writer that counts its window.
 #![deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used, clippy::arithmetic_side_effects)]
 
 mod client;
