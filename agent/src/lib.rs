@@ -5,6 +5,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod exchange;
 pub mod failure;
 pub mod keys;
 pub mod machine;

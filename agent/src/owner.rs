@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::{Input, Output, TreeOffer};
+use pleach_protocol::session::{Moment, Output, TreeOffer};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::sled::SledKv;
@@ -23,22 +23,19 @@ use pleach_store::vfs::unix::UnixVfs;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use crate::config::TreeConfig;
-use crate::machine::{chain, lock};
+use crate::exchange::{Exchange, PeerProgress, Tell, ToSession};
+use crate::machine::{chain, lock, random};
 use crate::watch::Fact;
 
 mod command;
 mod look;
 mod open;
-mod relay;
-mod streams;
 mod waiters;
 
 pub use command::{Command, CommandError, LOG_LINES_MAX, LogLine, Reply};
 pub use open::OpenError;
-pub use streams::{PeerProgress, StreamState};
 pub use waiters::{Outstanding, WaitHandle};
 
-use streams::Streams;
 use waiters::Waiters;
 
 /// The tree that an agent keeps.
@@ -80,13 +77,10 @@ pub struct TreeSetup {
     pub peers: BTreeMap<NodeId, String>,
 }
 
-/// What a session is told by an owner.
-#[derive(Debug)]
-pub enum ToSession {
-    /// This happened. The session's windows bound how many are under way.
-    Input(Input),
-    /// The tree is there now, or no longer: begin anew, with a new hello.
-    Restart,
+impl Tell for async_mpsc::UnboundedSender<ToSession> {
+    fn tell(&self, what: ToSession) -> bool {
+        self.send(what).is_ok()
+    }
 }
 
 /// What comes in.
@@ -218,7 +212,8 @@ impl Owner {
             inbox: inbox.clone(),
             events,
             status: Arc::clone(&status),
-            streams: Streams::default(),
+            exchange: Exchange::new(Box::new(random)),
+            began: Instant::now(),
             waiters: Waiters::default(),
             stop: false,
             approved: false,
@@ -249,7 +244,9 @@ struct Keeper {
     inbox: Sender<Event>,
     events: Receiver<Event>,
     status: Arc<Mutex<TreeStatus>>,
-    streams: Streams,
+    exchange: Exchange<async_mpsc::UnboundedSender<ToSession>>,
+    /// When the exchange's time began.
+    began: Instant,
     waiters: Waiters,
     paused: bool,
     stop: bool,
@@ -264,7 +261,6 @@ struct Running<'k> {
     keeper: &'k mut Keeper,
     tree: AgentTree,
     looks: look::Looks,
-    held: relay::Held,
     postponed: Vec<command::Postponed>,
     /// Markers that the watcher passed.
     passed: Vec<Vec<u8>>,
@@ -303,7 +299,6 @@ impl Keeper {
             keeper: self,
             tree,
             looks,
-            held: relay::Held::default(),
             postponed: Vec::new(),
             passed: Vec::new(),
             root_checked: now,
@@ -320,7 +315,7 @@ impl Keeper {
     }
 
     fn close(&mut self, reason: &str) {
-        self.streams.close();
+        self.exchange.close();
         self.waiters.fail(reason);
         let mut status = lock(&self.status);
         status.phase = Phase::Error;
@@ -348,12 +343,12 @@ impl Keeper {
         match event {
             Event::Stop => self.stop = true,
             Event::Offer { peer, reply, to, session, tree } => {
-                self.streams.expect(peer, session, tree, to, true);
+                self.exchange.expect(peer, session, tree, to, true);
                 // A session that is gone needs no answer.
                 reply.send(self.closed_offer(Standing::Failed)).ok();
             }
             Event::Detach { peer, session } => {
-                self.streams.detach(peer, session);
+                self.exchange.detach(peer, session);
             }
             Event::Command(Command::Approve { reply }) if self.approvable => {
                 self.approved = true;
@@ -396,19 +391,20 @@ impl Keeper {
 
 impl Running<'_> {
     fn run(&mut self) -> Result<(), TreeError> {
-        self.keeper.streams.load(&self.tree, &self.keeper.setup.peers)?;
+        self.keeper.exchange.load(&self.tree, &self.keeper.setup.peers)?;
         self.first_scan()?;
         self.keeper.set_phase(Phase::Watching);
         lock(&self.keeper.status).error = None;
         self.tree.expire(self.keeper.setup.config.history)?;
-        self.keeper.streams.restart_expected();
+        self.keeper.exchange.restart_expected();
         while !self.keeper.stop {
             self.look()?;
             self.advance()?;
             if !self.keeper.paused {
-                self.apply()?;
+                self.keeper.exchange.apply(&mut self.tree)?;
                 self.advance()?;
-                self.serve_held()?;
+                let now = self.now();
+                self.keeper.exchange.serve_held(&mut self.tree, now)?;
                 self.decide_postponed()?;
             }
             self.settle_waiters()?;
@@ -424,7 +420,7 @@ impl Running<'_> {
     /// Makes everything so far durable and tells the sessions.
     fn advance(&mut self) -> Result<(), TreeError> {
         self.tree.commit()?;
-        self.keeper.streams.tell(&self.tree);
+        self.keeper.exchange.tell(&self.tree);
         Ok(())
     }
 
@@ -494,21 +490,24 @@ impl Running<'_> {
                 let offer = self.offer(peer)?;
                 // Whoever waited in vain has begun without this tree.
                 let stale = reply.send(offer).is_err();
-                self.keeper.streams.expect(peer, session, tree, to, stale);
+                self.keeper.exchange.expect(peer, session, tree, to, stale);
                 if stale {
-                    self.keeper.streams.restart_expected();
+                    self.keeper.exchange.restart_expected();
                 }
             }
-            Event::Output { peer, session, output } => self.carry_out(peer, session, output)?,
+            Event::Output { peer, session, output } => {
+                let now = self.now();
+                self.keeper.exchange.carry_out(&mut self.tree, now, (peer, session), output)?;
+            }
             Event::Detach { peer, session } => {
-                if self.keeper.streams.detach(peer, session) {
-                    self.reassign_wants(peer);
+                if self.keeper.exchange.detach(peer, session) {
+                    self.keeper.exchange.reassign_wants(&mut self.tree, peer);
                 }
             }
             Event::Command(command) => self.obey(command)?,
             Event::Peers(peers) => {
                 self.keeper.setup.peers = peers;
-                self.keeper.streams.load(&self.tree, &self.keeper.setup.peers)?;
+                self.keeper.exchange.load(&self.tree, &self.keeper.setup.peers)?;
             }
         }
         Ok(())
@@ -524,13 +523,18 @@ impl Running<'_> {
         })
     }
 
+    fn now(&self) -> Moment {
+        Moment(u64::try_from(self.keeper.began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
     fn is_quiet(&self) -> bool {
         self.keeper.paused || self.tree.is_quiet()
     }
 
     fn show(&mut self) -> Result<(), TreeError> {
-        let quiet = !self.looks.has_kept() && self.keeper.streams.all_applied() && self.is_quiet();
-        let peers = self.keeper.streams.show(&self.tree, quiet)?;
+        let quiet = !self.looks.has_kept() && self.keeper.exchange.all_applied() && self.is_quiet();
+        let peers = self.keeper.exchange.show(&self.tree, self.now(), quiet)?;
+        let (received, received_bytes) = self.keeper.exchange.received();
         let meta = self.tree.index().meta();
         let mut status = lock(&self.keeper.status);
         status.entries = meta.entries;
@@ -542,6 +546,7 @@ impl Running<'_> {
         status.quiet = quiet;
         status.watch = self.looks.news().clone();
         status.peers = peers;
+        (status.received, status.received_bytes) = (received, received_bytes);
         status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
         Ok(())
     }

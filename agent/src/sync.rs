@@ -14,9 +14,10 @@ use tokio::time::sleep;
 use crate::agent::Agent;
 use crate::config::{self, Config, PeerConfig, TreeConfig};
 use crate::control::{Handler, Reply, Request};
+use crate::exchange::{PeerProgress, StreamState};
 use crate::failure::Failure;
 use crate::keys::HostKey;
-use crate::owner::{PeerProgress, Phase, StreamState, TreeStatus};
+use crate::owner::{Phase, TreeStatus};
 
 /// How often the view is drawn and convergence is looked at.
 const VIEW: Duration = Duration::from_millis(50);

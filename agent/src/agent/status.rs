@@ -5,8 +5,9 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::{Agent, PeerHandle};
+use crate::exchange::StreamState;
 use crate::machine::lock;
-use crate::owner::{Phase, StreamState, TreeStatus};
+use crate::owner::{Phase, TreeStatus};
 use crate::peer::PeerState;
 
 /// Bytes as text: those that are not UTF-8 are replaced, for fields that have no `_b64` twin.

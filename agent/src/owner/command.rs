@@ -92,7 +92,7 @@ impl Running<'_> {
             Command::Pause { paused, reply } => {
                 let done = self.keeper.set_paused(paused);
                 if done.is_ok() {
-                    self.keeper.streams.restart_all();
+                    self.keeper.exchange.restart_all();
                 }
                 reply.send(done).ok();
             }
@@ -147,7 +147,7 @@ impl Running<'_> {
             }
             Err(DecideError::Content { path, hash, size, holder }) => {
                 if let Some(want) = self.tree.fetch(&path, hash, size)? {
-                    self.ask(want, Vec::new())?;
+                    self.keeper.exchange.ask(&mut self.tree, want, Vec::new())?;
                 }
                 self.postponed.push(Postponed { command: again(reply), path, hash, holder });
             }

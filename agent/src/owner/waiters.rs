@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::command::CommandError;
 use super::open::barrier_dir;
-use super::streams::StreamState;
 use super::{AgentTree, Running};
+use crate::exchange::StreamState;
 use crate::machine::{chain, lock, random_number};
 
 /// Paths that are named one by one while a wait lasts.
@@ -154,7 +154,7 @@ impl Running<'_> {
         };
         if left.is_empty() {
             if let Stage::Taken { id, .. } = waiter.stage {
-                self.keeper.streams.forget_heads(id);
+                self.keeper.exchange.forget_heads(id);
             }
             // A disk that is put back after this is known to be older, whatever ended the agent.
             let marked = self.tree.mark_last();
@@ -174,14 +174,14 @@ impl Running<'_> {
     ) -> Result<Vec<String>, CommandError> {
         let mut left = stuck_here(&self.tree);
         for (peer, name) in self.keeper.setup.peers.clone() {
-            let session = self.keeper.streams.session(peer);
-            match self.keeper.streams.state(peer) {
+            let session = self.keeper.exchange.session(peer);
+            match self.keeper.exchange.state(peer) {
                 StreamState::Absent => continue,
                 StreamState::Paused => return Err(CommandError::Failed(format!("the tree is paused on {name}"))),
                 StreamState::Failed | StreamState::Unknown => {
-                    let state = self.keeper.streams.state(peer);
+                    let state = self.keeper.exchange.state(peer);
                     let why = if state == StreamState::Failed { "the tree is closed there" } else { "not connected" };
-                    let behind = self.keeper.streams.left_for(&self.tree, peer);
+                    let behind = self.keeper.exchange.left_for(&self.tree, self.now(), peer);
                     let changes = behind.map_err(|error| CommandError::Closed(chain(&error)))?;
                     left.push(format!("{name}: {why}, {changes} changes to send"));
                     continue;
@@ -190,21 +190,21 @@ impl Running<'_> {
             }
             // A new session forgets what the one before was asked.
             if asked.get(&peer) != session.as_ref()
-                && self.keeper.streams.ask_head(peer, id)
+                && self.keeper.exchange.ask_head(peer, id)
                 && let Some(session) = session
             {
                 asked.insert(peer, session);
             }
-            let (applied, stuck) = self.keeper.streams.applied_there(peer);
+            let (applied, stuck) = self.keeper.exchange.applied_there(peer);
             if applied < head {
                 left.push(format!("{name}: {} changes to send", head - applied));
             } else if stuck > 0 {
                 left.push(format!("{name}: {stuck} paths cannot be applied there (there: pleach problems)"));
             }
-            match self.keeper.streams.head_told(peer, id) {
+            match self.keeper.exchange.head_told(peer, id) {
                 None => left.push(format!("{name}: its answer")),
                 Some(theirs) => {
-                    let here = self.keeper.streams.applied_here(peer);
+                    let here = self.keeper.exchange.applied_here(peer);
                     if here < theirs {
                         left.push(format!("{name}: {} changes to receive", theirs - here));
                     }

@@ -10,8 +10,9 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{Begun, Greeted, PAUSED_THERE, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
+use crate::exchange::ToSession;
 use crate::machine::{lock, random};
-use crate::owner::{Event, ToSession};
+use crate::owner::Event;
 use crate::ssh::{LinkError, LinkReader, SshLink, dial};
 
 /// How long owners may take to say what they offer.

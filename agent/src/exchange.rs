@@ -1,24 +1,47 @@
-//! Who a tree is exchanged with: the sessions that carry it, how far each peer is, and which peer
-//! is asked for which content.
+//! What a tree and its sessions have to do with each other: who carries it, how far each peer is, and
+//! which peer is asked for which content.
+//!
+//! A machine without I/O of its own: outputs of sessions come in ([`Exchange::carry_out`]), the tree
+//! does the work, and what sessions are to be told goes out through [`Tell`]. Time is handed in. The
+//! agent drives it with channels, the simulator with queues.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::fmt::Debug;
+use std::io;
 
-use pleach_protocol::session::{Input, Output};
+use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
-use pleach_store::tree::{TreeError, Want, WantId};
-use tokio::sync::mpsc::UnboundedSender;
+use pleach_store::kv::Kv;
+use pleach_store::tree::{Tree, TreeError, Want, WantId};
+use pleach_store::vfs::Vfs;
 
-use super::{AgentTree, Running, ToSession};
-use crate::machine::{lock, random};
+mod relay;
 
 /// Batches merged here that wait to be applied, for each peer; further ones join the last.
 const TO_APPLY_MAX: usize = 1_024;
-/// How often what is left for a peer is counted anew while work goes on.
-const COUNT_EVERY: Duration = Duration::from_millis(500);
+/// How often what is left for a peer is counted anew while work goes on, in nanoseconds.
+const COUNT_EVERY: u64 = 500_000_000;
 /// Changes that are counted one by one; beyond them the distance of the positions is told.
 const COUNT_MAX: usize = 2_000;
+
+/// What a session is told by a tree.
+#[derive(Debug)]
+pub enum ToSession {
+    /// This happened. The session's windows bound how many are under way.
+    Input(Input),
+    /// The tree is there now, or no longer: begin anew, with a new hello.
+    Restart,
+}
+
+/// The way to a session.
+pub trait Tell: Debug {
+    /// Tells it something; false where it is gone.
+    fn tell(&self, what: ToSession) -> bool;
+}
+
+/// Draws the incarnation of a journal that begins a new life.
+pub type Entropy = Box<dyn FnMut() -> io::Result<[u8; 16]> + Send>;
 
 /// Whether a peer exchanges the tree.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -57,18 +80,18 @@ pub struct PeerProgress {
 
 /// A session that carries this tree.
 #[derive(Debug)]
-struct Carrier {
+struct Carrier<T> {
     session: u64,
     /// The tree's number in it.
     tree: usize,
-    to: UnboundedSender<ToSession>,
+    to: T,
     /// It was begun without what this tree offers now.
     stale: bool,
 }
 
-#[derive(Debug, Default)]
-struct Stream {
-    carrier: Option<Carrier>,
+#[derive(Debug)]
+struct Stream<T> {
+    carrier: Option<Carrier<T>>,
     state: StreamState,
     incarnation: [u8; 16],
     /// Merged batches that are not durable yet: the peer's position.
@@ -89,7 +112,7 @@ struct Stream {
 /// What was left for a peer when it was counted.
 #[derive(Clone, Copy, Debug)]
 struct Counted {
-    at: Instant,
+    at: Moment,
     span: (u64, u64),
     changes: u64,
     bytes: u64,
@@ -105,15 +128,71 @@ struct Asked {
 }
 
 /// All of a tree's peers. See the module.
-#[derive(Debug, Default)]
-pub(super) struct Streams {
-    peers: BTreeMap<NodeId, Stream>,
+pub struct Exchange<T> {
+    peers: BTreeMap<NodeId, Stream<T>>,
+    names: BTreeMap<NodeId, String>,
     wants: BTreeMap<WantId, Asked>,
+    held: relay::Held,
+    entropy: Entropy,
+    received: u64,
+    received_bytes: u64,
 }
 
-impl Streams {
-    /// Takes up a tree that was opened: who takes it, and how far they were.
-    pub(super) fn load(&mut self, tree: &AgentTree, peers: &BTreeMap<NodeId, String>) -> Result<(), TreeError> {
+impl<T> Debug for Exchange<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exchange").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl<T> Default for Stream<T> {
+    fn default() -> Self {
+        Self {
+            carrier: None,
+            state: StreamState::Unknown,
+            incarnation: [0; 16],
+            merged: None,
+            to_apply: VecDeque::new(),
+            their_head: 0,
+            applied: (0, 0),
+            peer_applied: 0,
+            peer_stuck: 0,
+            heads: BTreeMap::new(),
+            counted: None,
+        }
+    }
+}
+
+impl<T: Tell> Exchange<T> {
+    /// An exchange with nobody yet.
+    #[must_use]
+    pub fn new(entropy: Entropy) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            names: BTreeMap::new(),
+            wants: BTreeMap::new(),
+            held: relay::Held::default(),
+            entropy,
+            received: 0,
+            received_bytes: 0,
+        }
+    }
+
+    /// Changes and content bytes received so far.
+    #[must_use]
+    pub const fn received(&self) -> (u64, u64) {
+        (self.received, self.received_bytes)
+    }
+
+    /// Takes up a tree that was opened: who takes it, by name, and how far they were.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn load<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &Tree<V, K>,
+        peers: &BTreeMap<NodeId, String>,
+    ) -> Result<(), TreeError> {
+        self.names.clone_from(peers);
         self.peers.retain(|peer, _| peers.contains_key(peer));
         for peer in peers.keys() {
             let stream = self.peers.entry(*peer).or_default();
@@ -125,21 +204,14 @@ impl Streams {
     }
 
     /// A session with a peer begins; the newest one counts. `stale`: it is begun without this tree.
-    pub(super) fn expect(
-        &mut self,
-        peer: NodeId,
-        session: u64,
-        tree: usize,
-        to: UnboundedSender<ToSession>,
-        stale: bool,
-    ) {
+    pub fn expect(&mut self, peer: NodeId, session: u64, tree: usize, to: T, stale: bool) {
         let stream = self.peers.entry(peer).or_default();
         stream.carrier = Some(Carrier { session, tree, to, stale });
         stream.forget_session();
     }
 
     /// A session ended; says whether it was the one that counts.
-    pub(super) fn detach(&mut self, peer: NodeId, session: u64) -> bool {
+    pub fn detach(&mut self, peer: NodeId, session: u64) -> bool {
         let Some(stream) = self.peers.get_mut(&peer) else { return false };
         let ours = stream.carrier.as_ref().is_some_and(|c| c.session == session);
         if ours {
@@ -150,8 +222,9 @@ impl Streams {
     }
 
     /// The tree is closed: its sessions begin anew, and hear so.
-    pub(super) fn close(&mut self) {
+    pub fn close(&mut self) {
         self.wants.clear();
+        self.held = relay::Held::default();
         for stream in self.peers.values_mut() {
             stream.forget_session();
             if let Some(carrier) = &mut stream.carrier
@@ -163,21 +236,21 @@ impl Streams {
     }
 
     /// The tree is there: sessions that were begun without it begin anew.
-    pub(super) fn restart_expected(&mut self) {
+    pub fn restart_expected(&mut self) {
         for carrier in self.peers.values_mut().filter_map(|s| s.carrier.as_mut()).filter(|c| c.stale) {
             carrier.restart();
         }
     }
 
     /// Begins all sessions anew: what the tree offers changed.
-    pub(super) fn restart_all(&mut self) {
+    pub fn restart_all(&mut self) {
         for carrier in self.peers.values_mut().filter_map(|s| s.carrier.as_mut()) {
             carrier.restart();
         }
     }
 
     /// Tells the sessions what became durable.
-    pub(super) fn tell(&mut self, tree: &AgentTree) {
+    pub fn tell<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>) {
         let (head, applied) = (tree.head(), tree.applied());
         let stuck = u32::try_from(tree.stuck()).unwrap_or(u32::MAX);
         for stream in self.peers.values_mut().filter(|s| s.state == StreamState::Open) {
@@ -198,59 +271,70 @@ impl Streams {
     }
 
     /// Whether everything that peers told is applied here.
-    pub(super) fn all_applied(&self) -> bool {
+    pub fn all_applied(&self) -> bool {
         self.peers.values().all(|s| s.to_apply.is_empty())
     }
 
     /// Asks a peer where its journal ends now; says whether it can be asked.
-    pub(super) fn ask_head(&mut self, peer: NodeId, id: u64) -> bool {
+    pub fn ask_head(&mut self, peer: NodeId, id: u64) -> bool {
         let Some(stream) = self.peers.get_mut(&peer) else { return false };
         stream.state == StreamState::Open && stream.say(|tree| Input::AskHead { tree, id })
     }
 
     /// The answer, once it came.
-    pub(super) fn head_told(&self, peer: NodeId, id: u64) -> Option<u64> {
+    pub fn head_told(&self, peer: NodeId, id: u64) -> Option<u64> {
         self.peers.get(&peer)?.heads.get(&id).copied()
     }
 
-    pub(super) fn forget_heads(&mut self, id: u64) {
+    /// Nobody waits for these answers any more.
+    pub fn forget_heads(&mut self, id: u64) {
         for stream in self.peers.values_mut() {
             stream.heads.remove(&id);
         }
     }
 
     /// Whether a peer exchanges the tree.
-    pub(super) fn state(&self, peer: NodeId) -> StreamState {
+    pub fn state(&self, peer: NodeId) -> StreamState {
         self.peers.get(&peer).map(|s| s.state).unwrap_or_default()
     }
 
     /// The session that carries the tree to a peer.
-    pub(super) fn session(&self, peer: NodeId) -> Option<u64> {
+    pub fn session(&self, peer: NodeId) -> Option<u64> {
         Some(self.peers.get(&peer)?.carrier.as_ref()?.session)
     }
 
     /// How far our journal is applied there, and with how many paths stuck.
-    pub(super) fn applied_there(&self, peer: NodeId) -> (u64, u32) {
+    pub fn applied_there(&self, peer: NodeId) -> (u64, u32) {
         self.peers.get(&peer).map(|s| (s.peer_applied, s.peer_stuck)).unwrap_or_default()
     }
 
     /// How far a peer's journal is applied here.
-    pub(super) fn applied_here(&self, peer: NodeId) -> u64 {
+    pub fn applied_here(&self, peer: NodeId) -> u64 {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)
     }
 
     /// How many changes a peer has not applied.
-    pub(super) fn left_for(&mut self, tree: &AgentTree, peer: NodeId) -> Result<u64, TreeError> {
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn left_for<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, now: Moment, peer: NodeId) -> Result<u64, TreeError> {
         let Some(stream) = self.peers.get_mut(&peer) else { return Ok(0) };
-        Ok(stream.count(tree, tree.head(), false)?.changes)
+        Ok(stream.count(tree, now, false)?.changes)
     }
 
     /// What is shown of each peer.
-    pub(super) fn show(&mut self, tree: &AgentTree, quiet: bool) -> Result<BTreeMap<NodeId, PeerProgress>, TreeError> {
-        let head = tree.head();
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn show<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &Tree<V, K>,
+        now: Moment,
+        quiet: bool,
+    ) -> Result<BTreeMap<NodeId, PeerProgress>, TreeError> {
         let mut shown = BTreeMap::new();
         for (peer, stream) in &mut self.peers {
-            let left = stream.count(tree, head, quiet)?;
+            let left = stream.count(tree, now, quiet)?;
             let fetching = self.wants.values().filter(|a| a.peer == *peer);
             let progress = PeerProgress {
                 state: stream.state,
@@ -277,16 +361,16 @@ impl Streams {
     }
 }
 
-impl Carrier {
+impl<T: Tell> Carrier<T> {
     /// Asks the session to begin anew; it is stale until the next one.
     fn restart(&mut self) {
         self.stale = true;
         // A session that is gone begins anew by itself.
-        self.to.send(ToSession::Restart).ok();
+        self.to.tell(ToSession::Restart);
     }
 }
 
-impl Stream {
+impl<T: Tell> Stream<T> {
     fn forget_session(&mut self) {
         self.state = StreamState::Unknown;
         self.merged = None;
@@ -297,33 +381,43 @@ impl Stream {
 
     /// Tells the session something; false where there is none.
     fn say(&self, input: impl FnOnce(usize) -> Input) -> bool {
-        self.carrier.as_ref().is_some_and(|c| !c.stale && c.to.send(ToSession::Input(input(c.tree))).is_ok())
+        self.carrier.as_ref().is_some_and(|c| !c.stale && c.to.tell(ToSession::Input(input(c.tree))))
     }
 
-    fn count(&mut self, tree: &AgentTree, head: u64, quiet: bool) -> Result<Counted, TreeError> {
+    fn count<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, now: Moment, quiet: bool) -> Result<Counted, TreeError> {
+        let head = tree.head();
         let span = (self.peer_applied, head);
         if let Some(counted) = self.counted
-            && (counted.span == span || (!quiet && counted.at.elapsed() < COUNT_EVERY))
+            && (counted.span == span || (!quiet && now.0.saturating_sub(counted.at.0) < COUNT_EVERY))
         {
             return Ok(counted);
         }
         let (changes, bytes) = tree.left_behind(self.peer_applied, COUNT_MAX)?;
-        let counted = Counted { at: Instant::now(), span, changes, bytes };
+        let counted = Counted { at: now, span, changes, bytes };
         self.counted = Some(counted);
         Ok(counted)
     }
 }
 
-impl Running<'_> {
+impl<T: Tell> Exchange<T> {
     /// Carries out what a session wants done.
-    pub(super) fn carry_out(&mut self, peer: NodeId, session: u64, output: Output) -> Result<(), TreeError> {
-        if self.keeper.streams.session(peer) != Some(session) {
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn carry_out<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        now: Moment,
+        (peer, session): (NodeId, u64),
+        output: Output,
+    ) -> Result<(), TreeError> {
+        if self.session(peer) != Some(session) {
             return Ok(());
         }
         match output {
             Output::Opened { incarnation, head, peer_cursor, went_back, .. } => {
-                let renew = went_back || self.tree.may_have_missed(peer_cursor);
-                self.opened(peer, incarnation, head, renew)?;
+                let renew = went_back || tree.may_have_missed(peer_cursor);
+                self.opened(tree, peer, (incarnation, head), renew)?;
             }
             Output::Absent { .. } => self.set_state(peer, StreamState::Absent),
             Output::Halted { standing, .. } => self.set_state(
@@ -335,44 +429,44 @@ impl Running<'_> {
                 },
             ),
             Output::ReadRows { after, bytes_max, .. } => {
-                let Some(stream) = self.keeper.streams.peers.get(&peer) else { return Ok(()) };
-                let (rows, names, upto) = self.tree.read_rows(after, bytes_max, (peer, stream.incarnation))?;
+                let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
+                let (rows, names, upto) = tree.read_rows(after, bytes_max, (peer, stream.incarnation))?;
                 stream.say(|tree| Input::Rows { tree, rows, names, upto });
             }
             Output::Merge { rows, names, upto, .. } => {
-                let Some(stream) = self.keeper.streams.peers.get_mut(&peer) else { return Ok(()) };
-                lock(&self.keeper.status).received += rows.len() as u64;
-                self.tree.merge((peer, stream.incarnation), rows, names, upto)?;
+                let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
+                self.received += rows.len() as u64;
+                tree.merge((peer, stream.incarnation), rows, names, upto)?;
                 stream.merged = Some(upto);
                 stream.their_head = stream.their_head.max(upto);
-                stream.await_applied(upto, self.tree.index().meta().head);
+                stream.await_applied(upto, tree.index().meta().head);
             }
             Output::ReadContent { request, path, hash, offset, bytes_max, .. } => {
-                let read = super::relay::Read { peer, session, request, path, hash, offset, bytes_max };
-                self.serve(read)?;
+                let read = relay::Read { peer, session, request, path, hash, offset, bytes_max };
+                self.serve(tree, now, read)?;
             }
             Output::Received { want, offset, bytes, last, .. } => {
-                self.take_content(peer, want, offset, &bytes, last)?;
+                self.take_content(tree, peer, (want, offset), &bytes, last)?;
             }
-            Output::Missing { want, reason, .. } => self.missing(want, &reason)?,
-            Output::PeerMerged { seq, .. } => self.tree.peer_merged(peer, seq)?,
+            Output::Missing { want, reason, .. } => self.missing(tree, want, &reason)?,
+            Output::PeerMerged { seq, .. } => tree.peer_merged(peer, seq)?,
             Output::PeerApplied { seq, stuck, .. } => {
-                let Some(stream) = self.keeper.streams.peers.get_mut(&peer) else { return Ok(()) };
+                let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 (stream.peer_applied, stream.peer_stuck) = (seq, stuck);
             }
             Output::HeadAsked { id, .. } => {
-                self.tree.commit()?;
-                let seq = self.tree.head();
+                tree.commit()?;
+                let seq = tree.head();
                 self.say(peer, |tree| Input::HeadIs { tree, id, seq });
             }
             Output::PeerHead { id, seq, .. } => {
-                if let Some(stream) = self.keeper.streams.peers.get_mut(&peer) {
+                if let Some(stream) = self.peers.get_mut(&peer) {
                     stream.their_head = stream.their_head.max(seq);
                     stream.heads.insert(id, seq);
                 }
             }
             Output::TooLarge { path, .. } => {
-                self.tree.note_problem(&path, "it has too many versions for one message: resolve its conflicts");
+                tree.note_problem(&path, "it has too many versions for one message: resolve its conflicts");
             }
             // Carried out by whoever holds the links.
             Output::Transmit { .. } | Output::Notice { .. } => {}
@@ -380,20 +474,26 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn opened(&mut self, peer: NodeId, incarnation: [u8; 16], head: u64, renew: bool) -> Result<(), TreeError> {
+    fn opened<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        peer: NodeId,
+        (incarnation, head): ([u8; 16], u64),
+        renew: bool,
+    ) -> Result<(), TreeError> {
         if renew {
             // It knows more of our journal than there is, or less than it must: all is told anew, both ways.
             let peer_name = self.peer_name(peer);
             tracing::warn!(peer = peer_name, "the peer's place in the journal is gone: a full exchange begins");
-            self.tree.forget_cursor(peer);
-            let fresh = random().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
-            self.tree.renew_incarnation(fresh)?;
-            self.keeper.streams.restart_all();
+            tree.forget_cursor(peer);
+            let fresh = (self.entropy)().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
+            tree.renew_incarnation(fresh)?;
+            self.restart_all();
             return Ok(());
         }
-        let cursor = self.tree.cursor(peer)?.filter(|c| c.0 == incarnation).map(|(_, merged)| merged);
-        let ours = self.tree.index().meta().head;
-        let Some(stream) = self.keeper.streams.peers.get_mut(&peer) else { return Ok(()) };
+        let cursor = tree.cursor(peer)?.filter(|c| c.0 == incarnation).map(|(_, merged)| merged);
+        let ours = tree.index().meta().head;
+        let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
         stream.state = StreamState::Open;
         stream.incarnation = incarnation;
         stream.their_head = head;
@@ -406,64 +506,75 @@ impl Running<'_> {
         if head > cursor.unwrap_or(0) {
             stream.await_applied(head, u64::MAX);
         }
-        self.tree.retry_stuck_now();
+        tree.retry_stuck_now();
         Ok(())
     }
 
     fn set_state(&mut self, peer: NodeId, state: StreamState) {
-        if let Some(stream) = self.keeper.streams.peers.get_mut(&peer) {
+        if let Some(stream) = self.peers.get_mut(&peer) {
             stream.state = state;
         }
     }
 
-    pub(super) fn say(&self, peer: NodeId, input: impl FnOnce(usize) -> Input) -> bool {
-        self.keeper.streams.peers.get(&peer).is_some_and(|stream| stream.say(input))
+    fn say(&self, peer: NodeId, input: impl FnOnce(usize) -> Input) -> bool {
+        self.peers.get(&peer).is_some_and(|stream| stream.say(input))
     }
 
-    pub(super) fn peer_name(&self, peer: NodeId) -> &str {
-        self.keeper.setup.peers.get(&peer).map_or("a peer", String::as_str)
+    fn peer_name(&self, peer: NodeId) -> &str {
+        self.names.get(&peer).map_or("a peer", String::as_str)
     }
 
     /// Applies what can be, and asks for what is missing.
-    pub(super) fn apply(&mut self) -> Result<(), TreeError> {
-        for want in self.tree.apply()? {
-            self.ask(want, Vec::new())?;
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn apply<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>) -> Result<(), TreeError> {
+        for want in tree.apply()? {
+            self.ask(tree, want, Vec::new())?;
         }
         Ok(())
     }
 
     /// Asks a peer for a content, one that was not tried; without any, it is missing.
-    pub(super) fn ask(&mut self, want: Want, tried: Vec<NodeId>) -> Result<(), TreeError> {
-        let taught_by = self.tree.index().row(&want.path)?.taught_by.map(|(peer, _)| peer);
-        let Some(peer) = self.keeper.streams.holder(taught_by, &tried) else {
-            let holder = self.tree.holder_of(&want.path, want.hash)?;
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn ask<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        want: Want,
+        tried: Vec<NodeId>,
+    ) -> Result<(), TreeError> {
+        let taught_by = tree.index().row(&want.path)?.taught_by.map(|(peer, _)| peer);
+        let Some(peer) = self.holder(taught_by, &tried) else {
+            let holder = tree.holder_of(&want.path, want.hash)?;
             let reason = format!("its content is on {holder}; no connected peer has it");
-            return self.tree.missing(want.id, &reason);
+            return tree.missing(want.id, &reason);
         };
         let (id, path, hash, size) = (want.id, want.path.clone(), want.hash, want.size);
-        self.keeper.streams.wants.insert(id, Asked { want, peer, tried });
+        self.wants.insert(id, Asked { want, peer, tried });
         self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size });
         Ok(())
     }
 
-    fn take_content(
+    fn take_content<V: Vfs, K: Kv>(
         &mut self,
+        tree: &mut Tree<V, K>,
         peer: NodeId,
-        id: WantId,
-        offset: u64,
+        (id, offset): (WantId, u64),
         bytes: &[u8],
         last: bool,
     ) -> Result<(), TreeError> {
         let length = bytes.len() as u64;
-        lock(&self.keeper.status).received_bytes += length;
+        self.received_bytes += length;
         // An answer to what is asked of somebody else by now is not wanted.
-        let asked = self.keeper.streams.wants.get(&id).is_some_and(|a| a.peer == peer);
+        let asked = self.wants.get(&id).is_some_and(|a| a.peer == peer);
         if asked {
-            self.tree.receive(id, offset, bytes, last)?;
+            tree.receive(id, offset, bytes, last)?;
         }
         self.say(peer, |_| Input::Consumed { bytes: length });
-        if !self.tree.is_wanted(id) || last {
-            self.keeper.streams.wants.remove(&id);
+        if !tree.is_wanted(id) || last {
+            self.wants.remove(&id);
             if !last {
                 self.say(peer, |tree| Input::Drop { tree, want: id });
             }
@@ -471,35 +582,34 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn missing(&mut self, id: WantId, reason: &str) -> Result<(), TreeError> {
-        let Some(Asked { want, peer, mut tried }) = self.keeper.streams.wants.remove(&id) else { return Ok(()) };
+    fn missing<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, id: WantId, reason: &str) -> Result<(), TreeError> {
+        let Some(Asked { want, peer, mut tried }) = self.wants.remove(&id) else { return Ok(()) };
         tracing::debug!(path = %want.path, peer = self.peer_name(peer), reason, "a content does not come");
         tried.push(peer);
-        self.ask(want, tried)
+        self.ask(tree, want, tried)
     }
 
     /// A peer is gone: what it was asked for is asked of another.
-    pub(super) fn reassign_wants(&mut self, peer: NodeId) {
-        let gone: Vec<WantId> =
-            self.keeper.streams.wants.iter().filter(|(_, a)| a.peer == peer).map(|(id, _)| *id).collect();
+    pub fn reassign_wants<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, peer: NodeId) {
+        let gone: Vec<WantId> = self.wants.iter().filter(|(_, a)| a.peer == peer).map(|(id, _)| *id).collect();
         for id in gone {
-            self.keeper.streams.wants.remove(&id);
-            self.tree.forget_want(id);
+            self.wants.remove(&id);
+            tree.forget_want(id);
         }
     }
 
     /// Whether anybody but `peer` exchanges the tree.
-    pub(super) fn may_ask_others(&self, peer: NodeId) -> bool {
-        self.keeper.streams.holder(None, &[peer]).is_some()
+    pub fn may_ask_others(&self, peer: NodeId) -> bool {
+        self.holder(None, &[peer]).is_some()
     }
 
     /// Whether a peer is asked for a content.
-    pub(super) fn is_asked_for(&self, peer: NodeId, hash: pleach_protocol::entry::Hash) -> bool {
-        self.keeper.streams.wants.values().any(|a| a.peer == peer && a.want.hash == hash)
+    pub fn is_asked_for(&self, peer: NodeId, hash: pleach_protocol::entry::Hash) -> bool {
+        self.wants.values().any(|a| a.peer == peer && a.want.hash == hash)
     }
 }
 
-impl Stream {
+impl<T> Stream<T> {
     /// The peer's journal up to `theirs` is applied once ours is up to `ours`.
     fn await_applied(&mut self, theirs: u64, ours: u64) {
         // A head that was only heard of gives way to the batches that bring it.

@@ -5,20 +5,20 @@
 //! that this disk does not want (a loser that was only forwarded, an ignored path) makes the node
 //! fetch it into the vault for the asker.
 
-use std::time::{Duration, Instant};
-
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::Input;
+use pleach_protocol::session::{Input, Moment};
 use pleach_protocol::version::NodeId;
-use pleach_store::tree::TreeError;
+use pleach_store::kv::Kv;
+use pleach_store::tree::{Tree, TreeError};
+use pleach_store::vfs::Vfs;
 
-use super::Running;
+use super::{Exchange, Tell};
 
 /// A question is held no longer than this: rings of nodes that wait for each other come undone.
-const HOLD_MAX: Duration = Duration::from_secs(60);
+const HOLD_MAX: u64 = 60_000_000_000;
 /// How often held questions are looked at without news.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: u64 = 500_000_000;
 
 /// A peer's question for a piece of content.
 #[derive(Clone, Debug)]
@@ -33,26 +33,25 @@ pub(super) struct Read {
 }
 
 /// Questions that wait for their content; the sessions bound how many there are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Held {
-    reads: Vec<(Read, Instant)>,
+    reads: Vec<(Read, Moment)>,
     /// The tree's count of contents that arrived, when they were last looked at.
     arrivals: u64,
-    looked: Instant,
+    looked: Moment,
 }
 
-impl Default for Held {
-    fn default() -> Self {
-        Self { reads: Vec::new(), arrivals: 0, looked: Instant::now() }
-    }
-}
-
-impl Running<'_> {
+impl<T: Tell> Exchange<T> {
     /// Answers a question, or holds it.
-    pub(super) fn serve(&mut self, read: Read) -> Result<(), TreeError> {
-        let Some((read, reason)) = self.answer(read) else { return Ok(()) };
-        if self.may_come(&read)? {
-            self.held.reads.push((read, Instant::now()));
+    pub(super) fn serve<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        now: Moment,
+        read: Read,
+    ) -> Result<(), TreeError> {
+        let Some((read, reason)) = self.answer(tree, read) else { return Ok(()) };
+        if self.may_come(tree, &read)? {
+            self.held.reads.push((read, now));
         } else {
             self.refuse(&read, reason);
         }
@@ -60,19 +59,22 @@ impl Running<'_> {
     }
 
     /// Answers the held questions whose content came, and those that wait in vain.
-    pub(super) fn serve_held(&mut self) -> Result<(), TreeError> {
-        let arrivals = self.tree.arrivals();
-        let due = self.held.arrivals != arrivals || self.held.looked.elapsed() >= LOOK_EVERY;
+    ///
+    /// # Errors
+    /// The tree's.
+    pub fn serve_held<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, now: Moment) -> Result<(), TreeError> {
+        let arrivals = tree.arrivals();
+        let due = self.held.arrivals != arrivals || now.0.saturating_sub(self.held.looked.0) >= LOOK_EVERY;
         if self.held.reads.is_empty() || !due {
             return Ok(());
         }
-        (self.held.arrivals, self.held.looked) = (arrivals, Instant::now());
+        (self.held.arrivals, self.held.looked) = (arrivals, now);
         for (read, since) in std::mem::take(&mut self.held.reads) {
-            if self.keeper.streams.session(read.peer) != Some(read.session) {
+            if self.session(read.peer) != Some(read.session) {
                 continue;
             }
-            let Some((read, reason)) = self.answer(read) else { continue };
-            if since.elapsed() < HOLD_MAX && self.may_come(&read)? {
+            let Some((read, reason)) = self.answer(tree, read) else { continue };
+            if now.0.saturating_sub(since.0) < HOLD_MAX && self.may_come(tree, &read)? {
                 self.held.reads.push((read, since));
             } else {
                 self.refuse(&read, reason);
@@ -82,8 +84,8 @@ impl Running<'_> {
     }
 
     /// Reads and answers; gives the question back where the content is not here.
-    fn answer(&self, read: Read) -> Option<(Read, String)> {
-        match self.tree.read_content(&read.path, read.hash, read.offset, read.bytes_max) {
+    fn answer<V: Vfs, K: Kv>(&self, tree: &Tree<V, K>, read: Read) -> Option<(Read, String)> {
+        match tree.read_content(&read.path, read.hash, read.offset, read.bytes_max) {
             Ok(bytes) => {
                 let (request, offset) = (read.request, read.offset);
                 self.say(read.peer, |tree| Input::Content { tree, request, offset, bytes, last: false });
@@ -99,32 +101,32 @@ impl Running<'_> {
     }
 
     /// Whether a content is on its way here, or can be had from somebody else.
-    fn may_come(&mut self, read: &Read) -> Result<bool, TreeError> {
+    fn may_come<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, read: &Read) -> Result<bool, TreeError> {
         if self.is_asked_for(read.peer, read.hash) {
             // Whoever asks is who this node waits for.
             return Ok(false);
         }
-        if self.tree.awaits(&read.path, read.hash)? {
+        if tree.awaits(&read.path, read.hash)? {
             return Ok(true);
         }
-        let Some(size) = self.size_of(&read.path, read.hash)? else { return Ok(false) };
+        let Some(size) = size_of(tree, &read.path, read.hash)? else { return Ok(false) };
         if !self.may_ask_others(read.peer) {
             return Ok(false);
         }
-        if let Some(want) = self.tree.fetch(&read.path, read.hash, size)? {
-            self.ask(want, vec![read.peer])?;
+        if let Some(want) = tree.fetch(&read.path, read.hash, size)? {
+            self.ask(tree, want, vec![read.peer])?;
         }
-        self.tree.awaits(&read.path, read.hash)
+        tree.awaits(&read.path, read.hash)
     }
+}
 
-    /// The length of a content, if the entry names it.
-    fn size_of(&self, path: &TreePath, hash: Hash) -> Result<Option<u64>, TreeError> {
-        let Some(entry) = self.tree.entry(path)? else { return Ok(None) };
-        let siblings = entry.content.values().filter_map(|s| s.content.value());
-        let losers = entry.losers.values().flatten().map(|l| &l.value);
-        Ok(siblings.chain(losers).find_map(|value| match value {
-            Value::File { size, hash: of } if *of == hash => Some(*size),
-            _ => None,
-        }))
-    }
+/// The length of a content, if the entry names it.
+fn size_of<V: Vfs, K: Kv>(tree: &Tree<V, K>, path: &TreePath, hash: Hash) -> Result<Option<u64>, TreeError> {
+    let Some(entry) = tree.entry(path)? else { return Ok(None) };
+    let siblings = entry.content.values().filter_map(|s| s.content.value());
+    let losers = entry.losers.values().flatten().map(|l| &l.value);
+    Ok(siblings.chain(losers).find_map(|value| match value {
+        Value::File { size, hash: of } if *of == hash => Some(*size),
+        _ => None,
+    }))
 }
