@@ -64,6 +64,7 @@ impl SledKv {
             let reason = "rows could not be read when it was last open".into();
             return Err(KvError::Broken { path: db_dir.display().to_string(), reason });
         }
+        put_log_behind_snapshot(&db_dir.join("metadata")).map_err(io("look at its snapshot"))?;
         let db = open_db(&db_dir)?;
         Ok(Self { dir: dir.to_path_buf(), db: Some(db), written_bytes: 0, _lock: lock })
     }
@@ -133,6 +134,34 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() { sync_tree(&entry.path())? } else { sync_path(&entry.path())? }
     }
     sync_path(dir)
+}
+
+/// An opening of sled 1.0.0-alpha.124 that finds a snapshot of its index and no log behind it loses
+/// everything: it writes the snapshot anew under the same number, then removes "the old one". A kill
+/// during an opening leaves just that. An empty log behind the snapshot keeps the two apart.
+fn put_log_behind_snapshot(metadata: &Path) -> io::Result<()> {
+    let names = match fs::read_dir(metadata) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let (mut snapshot, mut log) = (None, None);
+    for name in names {
+        let name = name?.file_name();
+        let Some((kind, number)) = name.to_str().and_then(|name| name.split_once('_')) else { continue };
+        let Ok(number) = u64::from_str_radix(number, 16) else { continue };
+        match kind {
+            "snapshot" => snapshot = snapshot.max(Some(number)),
+            "log" => log = log.max(Some(number)),
+            _ => {}
+        }
+    }
+    if let Some(snapshot) = snapshot.filter(|snapshot| log.is_none_or(|log| log <= *snapshot)) {
+        let next = metadata.join(format!("log_{:016x}", snapshot + 1));
+        tracing::info!(log = %next.display(), "an opening of the store was cut short");
+        File::create(&next)?.sync_all()?;
+        sync_path(metadata)?;
+    }
+    Ok(())
 }
 
 fn open_db(dir: &Path) -> Result<Db, KvError> {
@@ -234,6 +263,25 @@ mod tests {
         let aside = move_aside(dir.path()).unwrap();
         assert!(aside.is_dir());
         assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_opening_that_was_cut_short_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+        let metadata = dir.path().join("db/metadata");
+        // One opening takes the log into the snapshot; it is killed before it begins the next log.
+        drop(SledKv::open(dir.path()).unwrap());
+        for entry in fs::read_dir(&metadata).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_string_lossy().starts_with("log_") {
+                assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+                fs::remove_file(path).unwrap();
+            }
+        }
+        for _ in 0..3 {
+            assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_some());
+        }
     }
 
     #[test]
