@@ -5,6 +5,7 @@
 mod crash;
 mod histories;
 mod rules;
+mod sim;
 mod tombstones;
 mod two_trees;
 mod vault;

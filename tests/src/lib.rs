@@ -1,6 +1,7 @@
 //! What the integration tests share: two trees that talk to each other by plain calls.
 
 pub mod model;
+pub mod sim;
 
 use std::collections::BTreeMap;
 

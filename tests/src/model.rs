@@ -57,6 +57,8 @@ impl ModelNode {
         self.starts += 1;
         let mut entropy = [self.id.0[0]; 32];
         entropy[0] = u8::try_from(self.starts % 251).unwrap_or(0);
+        // A store that is made anew has a journal of its own.
+        entropy[16] = entropy[0];
         let disk = self.disk.clone();
         let options = TreeOptions {
             node: self.id,

@@ -6,6 +6,7 @@
 use pleach_protocol::entry::Value;
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::time::Time;
 use pleach_protocol::view;
 
 use super::displace::id_name;
@@ -14,7 +15,7 @@ use super::{Tree, TreeError, content_of};
 use crate::kv::Kv;
 use crate::look::{self, Care, Look, stamp_of};
 use crate::root::Place;
-use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRow, Space, VaultRow};
+use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRow, Space, Stamp, VaultRow};
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs};
 
 const JOURNAL_ROWS: usize = 512;
@@ -286,10 +287,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     Err(error) => Err(error),
                 };
                 let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
+                let stamp = row.shown.as_ref().and_then(|s| s.stamp);
                 let undone = match &seen {
                     Ok(Look::Gone) => shown.is_some(),
                     Ok(Look::Found(found)) => {
-                        found.stamp.ctime < self.options.booted && !view_equal(shown, &found.state)
+                        // What changed after our last look is a user's change, whatever became of ours.
+                        let later = stamp.is_some_and(|s| changed_at(&found.stamp) > changed_at(&s));
+                        found.stamp.ctime < self.options.booted && !later && !view_equal(shown, &found.state)
                     }
                     _ => false,
                 };
@@ -304,6 +308,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.index.commit_if_large()?;
         }
     }
+}
+
+/// When an inode changed; directories keep no change time.
+fn changed_at(stamp: &Stamp) -> Time {
+    stamp.ctime.max(stamp.mtime)
 }
 
 fn view_equal(shown: Option<&view::State>, found: &view::State) -> bool {

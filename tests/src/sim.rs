@@ -1,0 +1,513 @@
+//! Whole nodes in one thread, driven by one seed: the real session machine, exchange, tree, scan and
+//! apply over modelled disks, stores and lines.
+//!
+//! A run is a few rounds of two phases. In the first, users write, lines are cut, nodes are killed and
+//! their power fails, and whatever is under way goes on in any order. In the second everything heals,
+//! and after a bounded time all must have come to rest, equal, with nothing lost (`sim/checks.rs`).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use pleach_protocol::entry::{ContentSibling, Hash, Value};
+use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Link as Role;
+use pleach_store::vfs::model::{CrashKind, Data, Keep};
+
+mod checks;
+mod node;
+mod users;
+
+use checks::Rest;
+use node::SimNode;
+
+/// Names of the roles, in the order of a line's queues.
+const ROLES: [Role; 2] = [Role::Control, Role::Bulk];
+/// Turns of a healing world before it counts as restless.
+const TURNS_MAX: usize = 600;
+/// Turns without any news before it counts as at rest.
+const TURNS_QUIET: usize = 3;
+
+/// A small generator, the same on every machine. Source: xorshift64*.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Seeded; no seed gives the state 0, which would stay there.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
+    }
+
+    /// A number below `n`.
+    pub const fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
+    }
+
+    /// An index below `n`.
+    pub fn index(&mut self, n: usize) -> usize {
+        usize::try_from(self.below(n as u64)).unwrap_or(0)
+    }
+
+    /// True once in `n` times.
+    pub const fn once_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// Which faults a seed has; others are off, so that each gets room.
+#[derive(Clone, Copy, Debug)]
+struct Faults {
+    cuts: bool,
+    kills: bool,
+    power: bool,
+    /// Crashes within an operation on the disk, not between two.
+    inside: bool,
+    lost_stores: bool,
+    skew: bool,
+}
+
+/// A line between two nodes and what is under way on it.
+#[derive(Debug)]
+struct Line {
+    ends: [usize; 2],
+    up: bool,
+    /// The number of the session over it.
+    session: Option<u64>,
+    /// From the first end to the second and back; each role for itself.
+    queues: [[std::collections::VecDeque<Vec<u8>>; 2]; 2],
+}
+
+/// What a run ends with.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Steps of all phases.
+    pub steps: u64,
+    /// Contents that a power failure took before anybody else had them.
+    pub lost_with_power: u64,
+    /// A hash of everything that was done, in order.
+    pub trace: u64,
+}
+
+/// The world. See the module.
+pub struct World {
+    random: Random,
+    faults: Faults,
+    nodes: Vec<SimNode>,
+    lines: Vec<Line>,
+    now: u64,
+    sessions: u64,
+    rest: Rest,
+    log: Vec<String>,
+    outcome: Outcome,
+    /// Prints what is done, as it is done.
+    pub loud: bool,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("nodes", &self.nodes.len()).finish_non_exhaustive()
+    }
+}
+
+/// The content of the greatest file among siblings.
+fn content_of<'e>(siblings: impl Iterator<Item = &'e ContentSibling>) -> Option<Hash> {
+    let files = siblings.filter_map(|s| match s.content.value() {
+        Some(Value::File { hash, .. }) => Some((s.rank, *hash)),
+        _ => None,
+    });
+    files.max_by_key(|(rank, _)| *rank).map(|(_, hash)| hash)
+}
+
+/// The lines of a shape of so many nodes.
+fn lines_of(nodes: usize, shape: u64) -> Vec<[usize; 2]> {
+    let mut lines: Vec<[usize; 2]> = (1..nodes).map(|n| [n - 1, n]).collect();
+    match shape {
+        // A ring, a star with a rim, a line.
+        0 if nodes > 2 => lines.push([nodes - 1, 0]),
+        1 => lines = (1..nodes).map(|n| [0, n]).collect(),
+        _ => {}
+    }
+    lines
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// What went wrong, with what was done until then.
+pub fn run(seed: u64, loud: bool) -> Result<Outcome, String> {
+    let mut world = World::new(seed);
+    world.loud = loud;
+    let done = world.play();
+    match done {
+        Ok(()) => Ok(world.outcome),
+        Err(what) => {
+            let mut text = format!("seed {seed}: {what}\n");
+            let from = world.log.len().saturating_sub(120);
+            for line in &world.log[from..] {
+                writeln!(text, "  {line}").map_err(|e| e.to_string())?;
+            }
+            Err(text)
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let count = 2 + random.index(4);
+        let shape = random.below(3);
+        let mut flag = |n| random.once_in(n);
+        let faults = Faults {
+            cuts: flag(2),
+            kills: flag(2),
+            power: flag(3),
+            inside: flag(2),
+            lost_stores: flag(6),
+            skew: flag(2),
+        };
+        let lines = lines_of(count, shape).into_iter();
+        let lines = lines.map(|ends| Line { ends, up: true, session: None, queues: Default::default() }).collect();
+        let mut nodes: Vec<SimNode> =
+            (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX))).collect();
+        if faults.skew {
+            for node in &mut nodes {
+                node.model.disk.advance(i64::try_from(random.below(3)).unwrap_or(0) * 86_400_000_000_000);
+            }
+        }
+        Self {
+            random,
+            faults,
+            nodes,
+            lines,
+            now: 0,
+            sessions: 0,
+            rest: Rest::default(),
+            log: Vec::new(),
+            outcome: Outcome::default(),
+            loud: false,
+        }
+    }
+
+    fn say(&mut self, what: String) {
+        self.outcome.steps += 1;
+        for byte in what.bytes() {
+            // FNV-1a.
+            self.outcome.trace = (self.outcome.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        if self.loud {
+            println!("{what}");
+            self.watch();
+        }
+        self.log.push(what);
+    }
+
+    /// In a loud run: how a path that is watched changes, node by node.
+    fn watch(&mut self) {
+        let Some(path) = std::env::var_os("PLEACH_WATCH") else { return };
+        let path = path.into_encoded_bytes();
+        for (n, node) in self.nodes.iter_mut().enumerate() {
+            let now = node.describe(&path);
+            if node.watched != now {
+                println!("    n{n}: {now}");
+                node.watched = now;
+            }
+        }
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        self.say(format!("{} nodes, {:?}", self.nodes.len(), self.faults));
+        let peers = self.peers();
+        for (node, peers) in self.nodes.iter_mut().zip(peers) {
+            node.peers = peers;
+            node.start()?;
+        }
+        for _ in 0..1 + self.random.below(4) {
+            for _ in 0..20 + self.random.below(120) {
+                self.step()?;
+            }
+            if !self.heal()? {
+                return Ok(());
+            }
+            self.check_rest()?;
+        }
+        Ok(())
+    }
+
+    /// Who is whose peer.
+    fn peers(&self) -> Vec<BTreeMap<pleach_protocol::version::NodeId, String>> {
+        let mut peers = vec![BTreeMap::new(); self.nodes.len()];
+        for line in &self.lines {
+            let [a, b] = line.ends;
+            peers[a].insert(self.nodes[b].model.id, format!("n{b}"));
+            peers[b].insert(self.nodes[a].model.id, format!("n{a}"));
+        }
+        peers
+    }
+
+    /// Something happens.
+    fn step(&mut self) -> Result<(), String> {
+        let n = self.random.index(self.nodes.len());
+        match self.random.below(100) {
+            0..=17 => self.user_acts(n),
+            18..=24 => self.pass_time(),
+            25..=44 => self.work(n),
+            45..=74 => self.carry(),
+            75..=89 => self.answer(n),
+            90..=93 => {
+                self.connect();
+                Ok(())
+            }
+            94..=95 if self.faults.cuts => {
+                let at = self.random.index(self.lines.len());
+                self.lines[at].up = self.random.once_in(2);
+                self.say(format!("line {:?} up {}", self.lines[at].ends, self.lines[at].up));
+                self.cut(at);
+                Ok(())
+            }
+            96..=97 if self.faults.kills || self.faults.power => self.crash(n),
+            98 if self.faults.inside => {
+                let calls = 1 + self.random.below(25);
+                self.say(format!("n{n} will crash at call {calls}"));
+                self.nodes[n].model.disk.crash_at(calls);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn pass_time(&mut self) -> Result<(), String> {
+        let nanos = 1 + self.random.below(2_000_000_000);
+        self.now += nanos;
+        for node in &self.nodes {
+            node.model.disk.advance(i64::try_from(nanos).unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    fn user_acts(&mut self, n: usize) -> Result<(), String> {
+        if self.nodes[n].model.disk.crashed() {
+            return Ok(());
+        }
+        let Some(what) = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest) else { return Ok(()) };
+        self.say(format!("n{n} user: {what}"));
+        self.nodes[n].check_contents_kept(true)
+    }
+
+    /// One round of a node's owner.
+    fn work(&mut self, n: usize) -> Result<(), String> {
+        let scan = self.random.once_in(3);
+        let before = self.nodes[n].head();
+        let outcome = self.nodes[n].round(self.now, scan);
+        let after = self.nodes[n].head();
+        self.say(format!("n{n} works, scan {scan}: {before:?} -> {after:?} {outcome:?}"));
+        self.after_work(n, outcome)
+    }
+
+    /// A node whose disk crashed is down; one that failed otherwise is at fault.
+    fn after_work(&mut self, n: usize, outcome: Result<(), String>) -> Result<(), String> {
+        self.pump(n);
+        if self.nodes[n].model.disk.crashed() {
+            let power = self.faults.power && self.random.once_in(2);
+            return self.restart(n, power);
+        }
+        outcome?;
+        self.nodes[n].check_contents_kept(false)
+    }
+
+    /// Hands one thing that a session wants to the owner, or one answer to a session.
+    fn answer(&mut self, n: usize) -> Result<(), String> {
+        let node = &mut self.nodes[n];
+        if self.random.once_in(2)
+            && let Some((peer, session, output)) = node.events.pop_front()
+        {
+            let what = format!("{output:?}");
+            let outcome = node.carry_out(self.now, (peer, session), output);
+            self.say(format!("n{n} carries out {}", what.chars().take(60).collect::<String>()));
+            return self.after_work(n, outcome);
+        }
+        if let Some((peer, session, told)) = node.next_mail() {
+            let now = self.now;
+            let ended = node.tell_session(now, peer, session, told);
+            self.pump(n);
+            if ended {
+                self.say(format!("n{n} begins anew"));
+                self.cut_session(session);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what a node's sessions want said onto their lines.
+    fn pump(&mut self, n: usize) {
+        for (session, role, frame) in self.nodes[n].take_frames() {
+            let Some(line) = self.lines.iter_mut().find(|l| l.session == Some(session)) else { continue };
+            let way = usize::from(line.ends[1] == n);
+            line.queues[way][usize::from(role == Role::Bulk)].push_back(frame);
+        }
+    }
+
+    /// One frame arrives somewhere.
+    fn carry(&mut self) -> Result<(), String> {
+        let mut full = Vec::new();
+        for (at, line) in self.lines.iter().enumerate() {
+            for way in 0..2 {
+                for role in 0..2 {
+                    if !line.queues[way][role].is_empty() {
+                        full.push((at, way, role));
+                    }
+                }
+            }
+        }
+        if full.is_empty() {
+            return Ok(());
+        }
+        let (at, way, role) = full[self.random.index(full.len())];
+        let line = &mut self.lines[at];
+        let (Some(frame), Some(session)) = (line.queues[way][role].pop_front(), line.session) else { return Ok(()) };
+        let to = line.ends[1 - way];
+        let now = self.now;
+        self.say(format!("line {at} way {way} {:?}: {} bytes", ROLES[role], frame.len()));
+        let heard = self.nodes[to].hear(now, session, ROLES[role], &frame);
+        self.pump(to);
+        heard.map_err(|error| format!("n{to} does not understand its peer: {error}"))
+    }
+
+    /// Opens sessions over lines that are up.
+    fn connect(&mut self) {
+        for at in 0..self.lines.len() {
+            let line = &self.lines[at];
+            let [a, b] = line.ends;
+            if !line.up || line.session.is_some() || !self.nodes[a].is_up() || !self.nodes[b].is_up() {
+                continue;
+            }
+            self.sessions += 1;
+            let number = self.sessions;
+            self.lines[at].session = Some(number);
+            let ids = [self.nodes[a].model.id, self.nodes[b].model.id];
+            let now = self.now;
+            self.nodes[a].open_session(now, ids[1], number);
+            self.nodes[b].open_session(now, ids[0], number);
+            self.say(format!("n{a} and n{b} talk"));
+            self.pump(a);
+            self.pump(b);
+        }
+    }
+
+    fn cut_session(&mut self, session: u64) {
+        if let Some(at) = self.lines.iter().position(|l| l.session == Some(session)) {
+            self.cut(at);
+        }
+    }
+
+    /// Ends the session over a line; what was under way is gone.
+    fn cut(&mut self, at: usize) {
+        let line = &mut self.lines[at];
+        let Some(session) = line.session.take() else { return };
+        line.queues = Default::default();
+        for end in line.ends {
+            self.nodes[end].close_session(session);
+        }
+    }
+
+    /// A process is killed, or the power fails.
+    fn crash(&mut self, n: usize) -> Result<(), String> {
+        let power = self.faults.power && (!self.faults.kills || self.random.once_in(2));
+        self.nodes[n].model.disk.crash();
+        self.restart(n, power)
+    }
+
+    fn restart(&mut self, n: usize, power: bool) -> Result<(), String> {
+        for at in 0..self.lines.len() {
+            if self.lines[at].ends.contains(&n) {
+                self.cut(at);
+            }
+        }
+        let kind = if power {
+            let data = match self.random.below(3) {
+                0 => Data::Kept,
+                1 => Data::Lost,
+                _ => Data::Torn(self.random.below(1 << 30)),
+            };
+            CrashKind::Machine { log: Keep::Prefix(self.random.below(1 << 30)), data }
+        } else {
+            CrashKind::Process
+        };
+        let keep = self.random.index(self.nodes[n].model.kv.unflushed() + 1);
+        let lost_store = self.faults.lost_stores && self.random.once_in(4);
+        self.say(format!("n{n} is down ({kind:?}), {keep} batches kept, store lost {lost_store}"));
+        self.nodes[n].come_back(kind, keep, lost_store)?;
+        self.nodes[n].check_contents_kept(false)
+    }
+
+    /// Everything works again; goes on until all is at rest. False where a power failure took the only
+    /// copy of a content that was announced: its path is a problem until somebody writes it again.
+    fn heal(&mut self) -> Result<bool, String> {
+        self.say("healing".to_owned());
+        for at in 0..self.lines.len() {
+            self.lines[at].up = true;
+        }
+        for n in 0..self.nodes.len() {
+            self.nodes[n].model.disk.crash_at(u64::MAX);
+            if self.nodes[n].model.disk.crashed() {
+                self.restart(n, false)?;
+            }
+        }
+        let (mut quiet, mut heads) = (0, Vec::new());
+        for turn in 0..TURNS_MAX {
+            self.connect();
+            // Paths that failed are tried again after at most 300 s.
+            let nanos = if turn % 20 == 19 { 400_000_000_000 } else { 50_000_000 };
+            self.now += u64::try_from(nanos).unwrap_or(0);
+            let mut news = 0;
+            for n in 0..self.nodes.len() {
+                self.nodes[n].model.disk.advance(nanos);
+                let outcome = self.nodes[n].round(self.now, turn < 3 || turn % 20 == 19);
+                self.after_work(n, outcome)?;
+                while let Some((peer, session, output)) = self.nodes[n].events.pop_front() {
+                    news += 1;
+                    let outcome = self.nodes[n].carry_out(self.now, (peer, session), output);
+                    self.after_work(n, outcome)?;
+                }
+                while let Some((peer, session, told)) = self.nodes[n].next_mail() {
+                    let ended = self.nodes[n].tell_session(self.now, peer, session, told);
+                    self.pump(n);
+                    if ended {
+                        news += 1;
+                        self.cut_session(session);
+                    }
+                }
+            }
+            while self.lines.iter().any(|l| l.queues.iter().flatten().any(|q| !q.is_empty())) {
+                news += 1;
+                self.carry()?;
+            }
+            let now: Vec<_> = self.nodes.iter().map(SimNode::head).collect();
+            let busy = news > 0 || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
+            heads = now;
+            quiet = if busy { 0 } else { quiet + 1 };
+            if quiet >= TURNS_QUIET && turn > 25 {
+                self.say(format!("at rest after {turn} turns"));
+                return Ok(true);
+            }
+        }
+        if self.faults.power && self.only_lost_contents() {
+            self.outcome.lost_with_power += 1;
+            return Ok(false);
+        }
+        let problems: Vec<_> = self.nodes.iter().map(SimNode::problems).collect();
+        Err(format!("no rest: {problems:?}"))
+    }
+
+    /// Whether all that keeps nodes from rest are contents that are on no disk.
+    fn only_lost_contents(&self) -> bool {
+        let trees: Vec<_> = self.nodes.iter().filter_map(|n| n.model.tree.as_ref()).collect();
+        let lost = |path: &TreePath| {
+            let hashes = trees.iter().filter_map(|t| content_of(t.entry(path).ok()??.content.values()));
+            hashes.into_iter().all(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
+        };
+        trees.iter().all(|t| t.stuck_paths().into_iter().all(lost)) && trees.iter().any(|t| t.stuck() > 0)
+    }
+}
