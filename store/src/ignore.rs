@@ -23,6 +23,9 @@ use pleach_protocol::path::TreePath;
 pub const FILE_NAME: &[u8] = b".pleachignore";
 /// How much of such a file is read as rules, in bytes; the rest is a problem.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
+/// The most opening braces of one rule: the matcher goes as deep as they nest, and ends the process
+/// where its stack does. Escaped ones count, too: what is escaped is the matcher's business.
+pub const BRACES_MAX: usize = 64;
 
 /// A rule in the config that cannot be read.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -223,6 +226,9 @@ fn add(builder: &mut GitignoreBuilder, line: &str) -> Result<bool, String> {
     if line.starts_with('#') || line.trim().is_empty() {
         return Ok(false);
     }
+    if line.bytes().filter(|b| *b == b'{').count() > BRACES_MAX {
+        return Err(format!("more than {BRACES_MAX} braces"));
+    }
     builder.add_line(None, line).map(|_| true).map_err(why)
 }
 
@@ -418,6 +424,21 @@ mod tests {
         assert!(rules.problems().all(|problem| problem.dir == p("d")));
         assert!(!rules.set_file(&p("d"), Some(b"good\nalso")));
         assert_eq!(rules.problems().count(), 0);
+    }
+
+    #[test]
+    fn braces_that_nest_too_deep_for_the_stack_are_a_problem() {
+        for depth in [BRACES_MAX + 1, 100_000] {
+            let deep = [b"{".repeat(depth), b"a".to_vec(), b"}".repeat(depth)].concat();
+            let mut rules = rules(&[]);
+            rules.set_file(&TreePath::ROOT, Some(&[b"good\n", &deep[..], b"\nalso\n"].concat()));
+            check(&rules, &["good", "also"], &["a"]);
+            let problems: Vec<_> = rules.problems().map(|problem| (problem.number, problem.why.as_str())).collect();
+            assert_eq!(problems, [(2, "more than 64 braces")]);
+            assert!(IgnoreRules::new(&[String::from_utf8(deep).unwrap()]).is_err());
+        }
+        let deep = ["{".repeat(BRACES_MAX), "a".to_owned(), "}".repeat(BRACES_MAX)].concat();
+        check(&rules(&[&deep]), &["a"], &["b"]);
     }
 
     #[test]

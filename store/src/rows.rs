@@ -304,10 +304,10 @@ pub fn number_key(space: Space, number: u64) -> Vec<u8> {
     key
 }
 
-/// The number in such a key.
+/// The number in such a key; none where it is no such key.
 #[must_use]
 pub fn key_number(key: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?))
+    Some(u64::from_be_bytes(key.get(1..)?.try_into().ok()?))
 }
 
 fn push_dir(key: &mut Vec<u8>, dir: &TreePath) {
@@ -330,7 +330,8 @@ pub fn path_key(space: Space, path: &TreePath) -> Vec<u8> {
 /// The path in such a key; none where it is no such key.
 #[must_use]
 pub fn key_path(key: &[u8]) -> Option<TreePath> {
-    let bytes = key.get(1..)?;
+    // A name with a slash would be read as another path than the one whose key this is.
+    let bytes = key.get(1..).filter(|bytes| !bytes.contains(&b'/'))?;
     let mut path = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
     while let Some(end) = rest.iter().position(|b| *b == 0) {
@@ -396,10 +397,10 @@ pub fn vault_range(path: &TreePath) -> (Vec<u8>, Vec<u8>) {
     (start, end)
 }
 
-/// Path and id of a vault key.
+/// Path and id of a vault key; none where it is no such key.
 #[must_use]
 pub fn key_vault(key: &[u8]) -> Option<(TreePath, u64)> {
-    let cut = key.len().checked_sub(9)?;
+    let cut = key.len().checked_sub(9).filter(|cut| key[*cut] == 0)?;
     let id = u64::from_be_bytes(key.get(cut + 1..)?.try_into().ok()?);
     Some((key_path(&key[..cut])?, id))
 }
@@ -426,6 +427,19 @@ mod tests {
         let (start, end) = subtree_range(Space::Entry, &p(b"a"));
         assert_eq!(keys.iter().filter(|k| **k >= start && **k < end).count(), 3);
         assert_eq!(key_vault(&vault_key(&p(b"a/b"), 77)), Some((p(b"a/b"), 77)));
+    }
+
+    #[test]
+    fn keys_that_no_row_has_are_not_read() {
+        let number = number_key(Space::Journal, 300);
+        assert_eq!(key_number(&number), Some(300));
+        assert_eq!(key_number(&[&number[..], &[1]].concat()), None);
+        assert_eq!(key_path(b"E\0d/f"), None, "the key of d/f is another");
+        assert_eq!(key_path(b"Ed/e\0\0f"), None);
+        let mut vault = vault_key(&p(b"d/f"), 77);
+        let end = vault.len() - 9;
+        vault[end] = b'f';
+        assert_eq!(key_vault(&vault), None, "no NUL between name and id");
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What the integration tests share: two trees that talk to each other by plain calls.
+//! What the integration tests share: two trees that talk to each other by plain calls, and the fuzz targets.
 
+pub mod fuzz;
 pub mod model;
 pub mod sim;
 

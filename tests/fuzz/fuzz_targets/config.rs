@@ -1,0 +1,4 @@
+//! See `pleach_tests::fuzz::config`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| pleach_tests::fuzz::config(data));
