@@ -3,6 +3,7 @@
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::{Heard, pull};
 
 fn pair() -> (ModelNode, ModelNode) {
     let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
@@ -158,4 +159,23 @@ fn ignored_names_stay_where_they_are() {
     b.disk.user().remove_all("d").unwrap();
     settle(&mut a, &mut b).unwrap();
     assert!(a.disk.user().exists("d/x.o") && !a.disk.user().exists("d/x.c"));
+}
+
+#[test]
+fn a_problem_of_an_earlier_life_ends_when_its_path_is_gone() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "never seen by b").unwrap();
+    let tree = a.tree.as_mut().unwrap();
+    tree.catch_up().unwrap();
+    tree.commit().unwrap();
+    a.disk.user().remove("x").unwrap();
+    b.tree.as_mut().unwrap().catch_up().unwrap();
+    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+    pull(from, a.id, to, b.id, &mut Heard::default()).unwrap();
+    let problems = |node: &ModelNode| node.tree.as_ref().unwrap().problems().len();
+    assert_eq!(problems(&b), 1, "nobody has the content");
+    b.start().unwrap();
+    assert_eq!(problems(&b), 1);
+    rest(&mut a, &mut b);
+    assert_eq!(problems(&b), 0);
 }

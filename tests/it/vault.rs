@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pleach_protocol::path::TreePath;
+use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::tree::Kept;
 use pleach_tests::model::{ModelNode, settle};
 
@@ -78,4 +79,32 @@ fn a_listed_loser_stays_until_it_is_resolved() {
     expire(&mut a, Duration::ZERO);
     expire(&mut b, Duration::ZERO);
     assert!(!has(&a) && !has(&b));
+}
+
+#[test]
+fn a_lost_store_files_beside_what_the_vault_holds() {
+    let (mut a, mut b) = pair();
+    for content in ["1", "22", "333"] {
+        a.disk.user().write("x", content).unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+    }
+    let vault = |node: &ModelNode| -> Vec<Vec<u8>> {
+        let seen = node.disk.user().snapshot(true);
+        seen.into_keys().filter(|path| path.starts_with(b".pleach/vault/")).collect()
+    };
+    let before = vault(&b);
+    assert_eq!(before.len(), 2);
+    b.tree = None;
+    b.kv = MemoryKvDisk::default();
+    b.start().unwrap();
+    for content in ["4444", "55555", "666666"] {
+        a.disk.user().write("x", content).unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+    }
+    let after = vault(&b);
+    assert!(before.iter().all(|path| after.contains(path)), "{before:?} {after:?}");
+    assert_eq!(after.len(), 5);
+    assert_eq!(b.tree.as_ref().unwrap().versions(&path("x")).unwrap().len(), 3);
+    b.start().unwrap();
+    assert_eq!(b.disk.user().read("x").unwrap(), b"666666");
 }

@@ -268,8 +268,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Plan::Done => {
                     self.apply.window.remove(&path);
                     self.apply.take_offer(&path);
-                    if self.apply.stuck.remove(&path).is_some() {
-                        self.clear_problem(&path);
+                    self.apply_done(&path);
+                    if self.problems.contains_key(&path) && row.shown.is_none_or(|s| s.shown.state.is_none()) {
+                        // Listed by an earlier life, and no scan comes by where nothing is.
+                        self.observe_in(place, &path, false, false)?;
                     }
                 }
                 Plan::Fail(reason) => self.fail(&path, reason),

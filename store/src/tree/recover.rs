@@ -19,11 +19,14 @@ use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRo
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs};
 
 const JOURNAL_ROWS: usize = 512;
+/// What the names of unknown files in the vault begin with.
+const FOUND: &[u8] = b"found-";
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Settles what was intended, before the first scan. `crashed`: the machine went down since.
     pub(super) fn recover(&mut self, crashed: bool) -> Result<(), TreeError> {
         let place = self.enter()?;
+        self.pass_ids_in_use(&place)?;
         let (start, end) = (vec![Space::Intent as u8], vec![Space::Intent as u8 + 1]);
         let batches: Vec<(Vec<u8>, Vec<Intent>)> = self.index.others(&start, &end, usize::MAX)?;
         let count: usize = batches.iter().map(|(_, intents)| intents.len()).sum();
@@ -53,6 +56,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.problems.insert(path.clone(), row.reason);
                 self.revisit(&path)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Gives no id that a file here has: a store that is younger than the vault, lost or put back or
+    /// killed before its last batch, would give it again, and nothing could be filed under it.
+    fn pass_ids_in_use(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+        let disk = |source| TreeError::Disk { what: "reading the vault", source };
+        let mut greatest = 0;
+        for dir in [&place.staging, &place.vault] {
+            for found in self.vfs.list(dir).map_err(disk)? {
+                let name = found.name.strip_prefix(FOUND).unwrap_or(&found.name);
+                let id = std::str::from_utf8(name).ok().and_then(|name| u64::from_str_radix(name, 16).ok());
+                // What somebody else put there is not to use up all ids.
+                greatest = greatest.max(id.filter(|id| *id < u64::MAX / 2).unwrap_or(0));
+            }
+        }
+        if greatest > self.index.meta().next_id {
+            self.index.meta_mut().next_id = greatest;
         }
         Ok(())
     }
@@ -260,7 +282,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn clear_staging(&mut self, place: &Place<V>) -> Result<(), TreeError> {
         let disk = |source| TreeError::Disk { what: "clearing staging", source };
         for name in self.vfs.list(&place.staging).map_err(disk)? {
-            let kept = [b"found-", &id_name(self.index.next_id())[..]].concat();
+            let kept = [FOUND, &id_name(self.index.next_id())[..]].concat();
             tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file in staging goes into the vault");
             self.vfs.rename(&place.staging, &name.name, &place.vault, &kept, RenameMode::NoReplace).map_err(disk)?;
         }
