@@ -50,7 +50,8 @@ impl SledKv {
         fs::create_dir_all(dir).map_err(io("make its directory"))?;
         let lock = lock(dir).map_err(io("take its lock"))?;
         let (db_dir, ready) = (dir.join("db"), dir.join("ready"));
-        if !ready.exists() {
+        // What cannot be looked at is not missing: a store is made anew only where there is none.
+        if !ready.try_exists().map_err(io("look for its marker"))? {
             if db_dir.exists() {
                 fs::remove_dir_all(&db_dir).map_err(io("remove a half-made store"))?;
             }

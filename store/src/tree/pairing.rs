@@ -45,9 +45,6 @@ fn compare(file: Option<Mark>, last: Mark, next: Mark) -> Agreement {
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Pairs anew where that was approved, or where the store went back.
     pub(super) fn agree_with_root(&mut self, replaced: bool) -> Result<(), TreeError> {
-        if !self.index.meta().paired {
-            self.skip_vault_names()?;
-        }
         let meta = self.index.meta();
         let (last, next) = (meta.last, meta.next_last);
         let file = self.read_last().map_err(|source| TreeError::Disk { what: "reading .pleach/last", source })?;
@@ -66,18 +63,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Agreement::DiskWentBack => Err(RootError::WentBack.into()),
         }
-    }
-
-    /// Numbers that this store would give again may be names in the vault of an earlier life.
-    fn skip_vault_names(&mut self) -> Result<(), TreeError> {
-        let list = || self.vfs.list(&self.vfs.open_dir(&root::private(&self.vfs)?, root::VAULT)?);
-        let names = list().map_err(|source| TreeError::Disk { what: "listing the vault", source })?;
-        let numbers = names.iter().filter_map(|n| u64::from_str_radix(std::str::from_utf8(&n.name).ok()?, 16).ok());
-        let highest = numbers.max().unwrap_or(0);
-        if self.index.meta().next_id < highest {
-            self.index.meta_mut().next_id = highest;
-        }
-        Ok(())
     }
 
     /// Forgets what the disk showed: entries stay, the next scan pairs.
@@ -103,7 +88,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for (key, _) in intents {
             self.index.delete(key);
         }
-        self.skip_vault_names()?;
         let meta = self.index.meta_mut();
         meta.paired = false;
         meta.applied = 0;
