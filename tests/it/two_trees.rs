@@ -179,3 +179,20 @@ fn a_problem_of_an_earlier_life_ends_when_its_path_is_gone() {
     rest(&mut a, &mut b);
     assert_eq!(problems(&b), 0);
 }
+
+#[test]
+fn a_directory_taken_away_under_a_change_does_not_hold_the_tree_up() {
+    let (mut a, mut b) = pair();
+    a.disk.user().mkdir_all("d/e").unwrap();
+    rest(&mut a, &mut b);
+    b.disk.user().mkdir_all("d/e/new").unwrap();
+    b.disk.user().symlink("target", "d/e/link").unwrap();
+    let (from, to) = (b.tree.as_mut().unwrap(), a.tree.as_mut().unwrap());
+    from.scan().unwrap();
+    from.commit().unwrap();
+    // Nobody has told the tree yet when it begins to apply.
+    a.disk.user().remove_all("d").unwrap();
+    pull(from, b.id, to, a.id, &mut Heard::default()).unwrap();
+    rest(&mut a, &mut b);
+    assert!(a.disk.user().exists("d/e/new") && a.disk.user().exists("d/e/link"));
+}

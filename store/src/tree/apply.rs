@@ -218,7 +218,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if ops.is_empty() && !self.apply.grown {
                 return Ok(wants);
             }
-            self.perform(&place, ops)?;
+            if !self.perform(&place, ops)? {
+                // Somebody else is at work on the disk: their changes are looked at first.
+                return Ok(wants);
+            }
         }
     }
 

@@ -71,11 +71,13 @@ pub(super) enum Outcome {
 }
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
-    /// Carries out a batch. Content is durable before its name, intents before any name.
-    pub(super) fn perform(&mut self, place: &Place<V>, ops: Vec<Op<V>>) -> Result<(), TreeError> {
+    /// Carries out a batch. Content is durable before its name, intents before any name. Says whether
+    /// anything came of it but races.
+    pub(super) fn perform(&mut self, place: &Place<V>, ops: Vec<Op<V>>) -> Result<bool, TreeError> {
         let mut ops = self.stamp_staged(ops);
         if ops.is_empty() {
-            return Ok(());
+            // All of them became problems.
+            return Ok(true);
         }
         order(&mut ops);
         let failed_sync = |source| TreeError::Disk { what: "making content durable", source };
@@ -104,6 +106,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         self.restore_times(place, &parents)?;
         self.lock_again(place, &unlocked);
+        let raced = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Raced))).count();
+        let progress = raced < outcomes.len();
         let done = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Done { .. }))).count();
         if done > 0 && ops.len() <= SYNC_ONE_BY_ONE_MAX {
             self.sync_dirs(place, &parents).map_err(failed_sync)?;
@@ -115,7 +119,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.conclude(place, op, id, outcome)?;
         }
         self.index.delete(batch_key);
-        Ok(self.index.flush()?)
+        self.index.flush()?;
+        Ok(progress)
     }
 
     /// Sets owner, mode and time on staged content, before it is written back. What does not take
@@ -394,6 +399,18 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.judge_displaced(place, &op.path, id, &op.row, "replaced")
     }
 
+    /// Directories above a path that somebody took away are seen as gone: nothing can be done beneath
+    /// them as long as they count as shown.
+    fn observe_lost_parents(&mut self, place: &Place<V>, path: &TreePath) -> Result<(), TreeError> {
+        if !matches!(self.open_parent(place, path), Ok(None)) {
+            return Ok(());
+        }
+        for dir in path.parents() {
+            self.observe_in(place, &dir, false, false)?;
+        }
+        Ok(())
+    }
+
     /// Stores what became of a change: what came out is judged, Shown is what the disk shows now.
     fn conclude(
         &mut self,
@@ -406,6 +423,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional),
             Ok(Outcome::Raced) => {
                 self.rescue(place, &op, id)?;
+                self.observe_lost_parents(place, &op.path)?;
                 self.mark(&op.path, true, false);
                 return self.revisit(&op.path);
             }
