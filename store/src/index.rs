@@ -15,6 +15,10 @@ use serde::de::DeserializeOwned;
 use crate::kv::{Batch, Kv, KvError};
 use crate::rows::{self, CursorRow, EntryRow, HistoryRow, MetaRow, RowError, Space};
 
+mod sums;
+
+pub use sums::DiskSum;
+
 /// Rows of one batch; a larger one is handed over between two operations.
 const BATCH_ROWS_MAX: usize = 1_000;
 /// Rows that one look into a range reads.
@@ -37,6 +41,7 @@ pub enum IndexError {
 pub struct Index<K> {
     kv: K,
     pending: Batch,
+    sum_key: sums::SumKey,
     meta: MetaRow,
     meta_changed: bool,
     durable_head: u64,
@@ -50,19 +55,21 @@ pub struct Index<K> {
 type Result<T> = std::result::Result<T, IndexError>;
 
 impl<K: Kv> Index<K> {
-    /// Opens the index in a store.
+    /// Opens the index in a store; a new one keeps `entropy` as the secret of its sums.
     ///
     /// # Errors
     /// The engine's, or a damaged first row.
-    pub fn open(kv: K) -> Result<Self> {
+    pub fn open(kv: K, entropy: &[u8; 32]) -> Result<Self> {
         let meta: Option<MetaRow> = kv.get(&[Space::Meta as u8])?.map(|value| rows::unseal(&value)).transpose()?;
-        let meta = meta.unwrap_or_default();
+        let meta_changed = meta.is_none();
+        let meta = meta.unwrap_or_else(|| MetaRow { sum_secret: *entropy, ..MetaRow::default() });
         let durable_head = meta.head;
         Ok(Self {
             kv,
             pending: Batch::default(),
+            sum_key: sums::SumKey::new(&meta.sum_secret),
             meta,
-            meta_changed: false,
+            meta_changed,
             durable_head,
             flush_needed: false,
             urgent: false,
@@ -422,6 +429,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit(&mut self) -> Result<()> {
+        self.sum_up_pending()?;
         if self.meta_changed {
             self.pending.put(vec![Space::Meta as u8], rows::seal(&self.meta));
             self.meta_changed = false;

@@ -39,6 +39,8 @@ pub enum Space {
     Name = b'N',
     /// Path → [`ProblemRow`].
     Problem = b'P',
+    /// Directory → [`SumRow`].
+    Sum = b'S',
     /// Path and id → [`VaultRow`].
     Vault = b'V',
     /// Path → how many conflicts it lists, where it lists any.
@@ -237,6 +239,17 @@ pub struct CursorRow {
     pub peer_merged: u64,
 }
 
+/// What the direct children of a directory sum up to. Both sums are sums of 128-bit hashes, modulo 2^128.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct SumRow {
+    /// Over name and stamp of what the disk shows.
+    pub shown: u128,
+    /// Over name and entry.
+    pub entries: u128,
+    /// Children that are to be looked at whatever the sum says.
+    pub unsure: u64,
+}
+
 /// What holds for the whole store.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct MetaRow {
@@ -268,6 +281,8 @@ pub struct MetaRow {
     pub last: (u64, u64),
     /// The same, about to be written there.
     pub next_last: (u64, u64),
+    /// What the key of the sums over stamps is made of; drawn with the store.
+    pub sum_secret: [u8; 32],
 }
 
 /// Seals a row into a value.
@@ -320,11 +335,25 @@ fn push_dir(key: &mut Vec<u8>, dir: &TreePath) {
 /// The key of a path: each directory's name with a NUL behind it, one more NUL, the name.
 #[must_use]
 pub fn path_key(space: Space, path: &TreePath) -> Vec<u8> {
-    let mut key = vec![space as u8];
-    push_dir(&mut key, &path.parent().unwrap_or_default());
+    let mut key = dir_key(space, &path.parent().unwrap_or_default());
     key.push(0);
     key.extend_from_slice(path.name());
     key
+}
+
+/// The key of a directory: its name and those of the directories above it, each with a NUL behind it.
+#[must_use]
+pub fn dir_key(space: Space, dir: &TreePath) -> Vec<u8> {
+    let mut key = vec![space as u8];
+    push_dir(&mut key, dir);
+    key
+}
+
+/// The parts of a path's key behind its space: the directory as in [`dir_key`], and the last name.
+#[must_use]
+pub fn dir_and_name(key: &[u8]) -> (&[u8], &[u8]) {
+    let cut = key.iter().rposition(|b| *b == 0).unwrap_or(0).max(1);
+    (key.get(1..cut).unwrap_or_default(), key.get(cut + 1..).unwrap_or_default())
 }
 
 /// The path in such a key; none where it is no such key.
@@ -349,8 +378,7 @@ pub fn key_path(key: &[u8]) -> Option<TreePath> {
 /// The range of a directory's direct children.
 #[must_use]
 pub fn children_range(space: Space, dir: &TreePath) -> (Vec<u8>, Vec<u8>) {
-    let mut start = vec![space as u8];
-    push_dir(&mut start, dir);
+    let mut start = dir_key(space, dir);
     start.push(0);
     let end = after_prefix(&start);
     (start, end)
@@ -359,8 +387,7 @@ pub fn children_range(space: Space, dir: &TreePath) -> (Vec<u8>, Vec<u8>) {
 /// The range of everything beneath a directory.
 #[must_use]
 pub fn subtree_range(space: Space, dir: &TreePath) -> (Vec<u8>, Vec<u8>) {
-    let mut start = vec![space as u8];
-    push_dir(&mut start, dir);
+    let start = dir_key(space, dir);
     let end = after_prefix(&start);
     (start, end)
 }

@@ -161,7 +161,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`].
     pub fn open(vfs: V, kv: K, clock: Clock, options: TreeOptions) -> Result<Self, TreeError> {
-        let mut index = Index::open(kv)?;
+        let mut index = Index::open(kv, &options.entropy)?;
         let expected = match &options.expected_root {
             Some(id) => Some(id.clone()),
             None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),

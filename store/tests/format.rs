@@ -12,7 +12,7 @@ use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
     self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, RowError, STORE_VERSION,
-    ShownRow, Space, Stamp, VaultRow, seal, unseal,
+    ShownRow, Space, Stamp, SumRow, VaultRow, seal, unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -158,11 +158,16 @@ impl Parts {
             collected: 8,
             last: (number, 9),
             next_last: (10, number),
+            sum_secret: [11; 32],
         }
     }
 
     fn cursor_row(&self) -> CursorRow {
         CursorRow { incarnation: [3; 16], merged: self.number, peer_merged: 7 }
+    }
+
+    fn sum_row(&self) -> SumRow {
+        SumRow { shown: 1 << 100, entries: u128::from(self.number), unsure: self.number }
     }
 
     fn problem_row(&self) -> ProblemRow {
@@ -183,6 +188,7 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("meta", seal(&parts.meta_row())),
         ("name", seal(&parts.text)),
         ("problem", seal(&parts.problem_row())),
+        ("sum", seal(&parts.sum_row())),
         ("vault", seal(&parts.vault_row())),
         ("conflicts", seal(&parts.number)),
         // The values whose variants the rows above do not have.
@@ -193,6 +199,7 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("pairing by time", codec::encode(&Pairing::ByTime)),
         ("key of a path", rows::path_key(Space::Entry, &p("a/b/c"))),
         ("key of a path at the top", rows::path_key(Space::Entry, &p("a"))),
+        ("key of a directory", rows::dir_key(Space::Sum, &p("a/b"))),
         ("key of a version", rows::vault_key(&p("a/b"), 258)),
         ("key of a number", rows::number_key(Space::Journal, 258)),
     ]
@@ -213,9 +220,9 @@ fn the_stored_bytes_are_those_of_version_1() {
 
 #[test]
 fn the_spaces_are_those_of_version_1() {
-    use Space::{Conflict, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Vault};
-    let spaces = [Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Vault, Conflict];
-    assert_eq!(spaces.map(|space| space as u8), *b"CEHIJMNPVX");
+    use Space::{Conflict, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault};
+    let spaces = [Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault, Conflict];
+    assert_eq!(spaces.map(|space| space as u8), *b"CEHIJMNPSVX");
 }
 
 /// A value with a checksum that holds.
@@ -310,6 +317,7 @@ proptest! {
         check_row(&parts.meta_row())?;
         check_row(&parts.text)?;
         check_row(&parts.problem_row())?;
+        check_row(&parts.sum_row())?;
         check_row(&parts.vault_row())?;
         check_row(&parts.number)?;
     }

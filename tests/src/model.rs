@@ -1,7 +1,8 @@
 //! A node on the modelled disk: it can be crashed and started again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use pleach_protocol::path::TreePath;
 use pleach_protocol::version::NodeId;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
@@ -83,6 +84,25 @@ impl ModelNode {
     pub fn seen(&self) -> BTreeMap<Vec<u8>, Seen> {
         self.disk.user().snapshot(false)
     }
+}
+
+/// Whether the sums of all directories say what their rows add up to.
+///
+/// # Errors
+/// The directory whose sum does not, or the store's.
+pub fn check_sums(tree: &ModelTree) -> Result<(), String> {
+    let index = tree.index();
+    let rows = index.beneath(&TreePath::ROOT, None, usize::MAX).map_err(|e| e.to_string())?;
+    let dirs: BTreeSet<TreePath> =
+        rows.iter().flat_map(|(path, _)| [path.parent(), Some(path.clone())]).flatten().collect();
+    for dir in dirs {
+        let (kept, anew) =
+            (index.sum(&dir).map_err(|e| e.to_string())?, index.sum_anew(&dir).map_err(|e| e.to_string())?);
+        if kept != anew {
+            return Err(format!("the sum of '{dir}' is {kept:?}, its rows add up to {anew:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Scans both and lets them talk until they come to rest; returns whether they did.

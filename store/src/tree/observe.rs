@@ -9,7 +9,7 @@ use super::{MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::{self, Care, Found, Look};
 use crate::root::Place;
-use crate::rows::{EntryRow, Pairing, ShownRow};
+use crate::rows::{EntryRow, Pairing, ShownRow, Stamp};
 use crate::vfs::Vfs;
 
 /// Rows of a vanished directory that are looked at in one go.
@@ -108,8 +108,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         self.clear_problem(path);
         self.mounts.remove(path);
-        if let Some(found) = &found {
-            self.note_links(path, found);
+        if let Some(found) = found.as_ref().filter(|f| f.links > 1 && !is_dir) {
+            self.note_links(path, &found.stamp);
         }
         let was_dir = matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == pleach_protocol::entry::Value::Dir);
         let outcome = self.judge_found(path, row, found.as_deref())?;
@@ -192,22 +192,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// Keeps the names of an inode that has several, and makes the others dirty when one changed.
-    fn note_links(&mut self, path: &TreePath, found: &Found) {
-        if found.links < 2 || matches!(found.state.value, pleach_protocol::entry::Value::Dir) {
-            return;
-        }
-        if self.linked.len() >= LINKED_MAX && !self.linked.contains_key(&found.stamp.inode) {
-            return;
-        }
-        let names = self.linked.entry(found.stamp.inode).or_default();
-        names.insert(path.clone());
-        let others: Vec<TreePath> = names.iter().filter(|p| *p != path).cloned().collect();
+    /// Makes the other names of a file dirty where they still say what it was.
+    fn note_links(&mut self, path: &TreePath, stamp: &Stamp) {
+        self.keep_link(path, stamp.inode);
+        let names = self.linked.get(&stamp.inode).into_iter().flatten();
+        let others: Vec<TreePath> = names.filter(|p| *p != path).cloned().collect();
         for other in others {
             let known = self.index.row(&other).ok().and_then(|r| r.shown).and_then(|s| s.stamp);
-            if known.is_some_and(|s| s.inode == found.stamp.inode && s != found.stamp) {
+            if known.is_some_and(|s| s.inode == stamp.inode && s != *stamp) {
                 self.mark(&other, false, false);
             }
+        }
+    }
+
+    /// Keeps a name of a file that has several.
+    pub(super) fn keep_link(&mut self, path: &TreePath, inode: u64) {
+        if self.linked.len() < LINKED_MAX || self.linked.contains_key(&inode) {
+            self.linked.entry(inode).or_default().insert(path.clone());
         }
     }
 

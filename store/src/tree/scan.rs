@@ -1,6 +1,6 @@
 //! The sorted walk that merges what is on the disk with what was shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use pleach_protocol::entry::Value;
@@ -29,6 +29,9 @@ pub struct ScanStats {
 /// the number of directories side by side along one path.
 type Stack = Vec<TreePath>;
 
+/// What a directory lists, with kinds where the file system tells them.
+type Names = BTreeMap<Vec<u8>, Option<Kind>>;
+
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Walks the whole tree, mints what differs, and ends the pairing of a new store.
     ///
@@ -51,8 +54,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let place = self.enter()?;
         let mut stats = ScanStats::default();
         let mut stack: Stack = vec![top.clone()];
+        let in_doubt = self.directories_in_doubt();
         while let Some(dir) = stack.pop() {
-            let below = self.scan_dir(&place, &dir, &mut stats)?;
+            let below = self.scan_dir(&place, &dir, in_doubt.contains(&dir), &mut stats)?;
             stack.extend(below.into_iter().rev());
             self.index.commit_if_large()?;
         }
@@ -64,6 +68,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         &mut self,
         place: &Place<V>,
         path: &TreePath,
+        in_doubt: bool,
         stats: &mut ScanStats,
     ) -> Result<Vec<TreePath>, TreeError> {
         let listed = match self.list_dir(place, path) {
@@ -86,6 +91,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
             self.read_ignore_file(&dir, path);
         }
+        if !in_doubt && let Some(below) = self.dirs_where_nothing_changed(&dir, path, &names, stats)? {
+            return Ok(below);
+        }
         let known: BTreeMap<TreePath, EntryRow> = self.index.children(path)?.into_iter().collect();
         let mut paths: Vec<TreePath> = Vec::with_capacity(names.len());
         for name in names.keys() {
@@ -105,6 +113,56 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         Ok(below)
+    }
+
+    /// Directories in which something is to be looked at although it shows what it showed.
+    fn directories_in_doubt(&self) -> BTreeSet<TreePath> {
+        self.problems.keys().chain(&self.mounts).filter_map(TreePath::parent).collect()
+    }
+
+    /// Compares a directory with the sum of its rows, so that none of them is read; returns the
+    /// directories in it, none where something differs or an equal sum would not tell.
+    fn dirs_where_nothing_changed(
+        &mut self,
+        dir: &V::Dir,
+        path: &TreePath,
+        names: &Names,
+        stats: &mut ScanStats,
+    ) -> Result<Option<Vec<TreePath>>, TreeError> {
+        if !self.index.meta().paired {
+            return Ok(None);
+        }
+        let mut on_disk = self.index.disk_sum();
+        let (mut below, mut linked, mut entries) = (Vec::new(), Vec::new(), 0);
+        for (name, hint) in names {
+            let Ok(child) = path.join(name) else { continue };
+            if self.options.ignore.ignored(&child, *hint == Some(Kind::Dir)) {
+                continue;
+            }
+            let Ok(Some(meta)) = self.vfs.stat(dir, name) else { return Ok(None) };
+            if meta.mount_point {
+                return Ok(None);
+            }
+            entries += 1;
+            if meta.kind == Kind::Special {
+                continue;
+            }
+            let stamp = look::stamp_of(&meta);
+            on_disk.add(name, &stamp);
+            if meta.kind == Kind::Dir {
+                below.push(child);
+            } else if meta.links > 1 {
+                linked.push((child, stamp.inode));
+            }
+        }
+        if !on_disk.is(&self.index.sum(path)?) {
+            return Ok(None);
+        }
+        for (child, inode) in linked {
+            self.keep_link(&child, inode);
+        }
+        stats.entries += entries;
+        Ok(Some(below))
     }
 
     /// Looks at one name; returns it where it is a directory to go into.
@@ -180,12 +238,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         matches!(self.vfs.stat(dir, child.name()), Ok(None))
     }
 
-    #[allow(clippy::type_complexity, reason = "a handle and what it lists")]
-    fn list_dir(
-        &self,
-        place: &Place<V>,
-        path: &TreePath,
-    ) -> io::Result<Option<(V::Dir, BTreeMap<Vec<u8>, Option<Kind>>)>> {
+    fn list_dir(&self, place: &Place<V>, path: &TreePath) -> io::Result<Option<(V::Dir, Names)>> {
         let dir = self.vfs.open_path(&place.root, path)?;
         let names = self.vfs.list(&dir)?;
         let own = path.is_root().then_some(PRIVATE);
@@ -239,7 +292,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn scan_children(&mut self, dir: &TreePath) -> Result<ScanStats, TreeError> {
         let place = self.enter()?;
         let mut stats = ScanStats::default();
-        self.scan_dir(&place, dir, &mut stats)?;
+        let in_doubt = self.directories_in_doubt().contains(dir);
+        self.scan_dir(&place, dir, in_doubt, &mut stats)?;
         Ok(stats)
     }
 

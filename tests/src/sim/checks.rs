@@ -68,6 +68,9 @@ impl World {
                 return Err(format!("n0 and n{} list other conflicts: {listed:?} {other:?}", n + 1));
             }
         }
+        for tree in &trees {
+            crate::model::check_sums(tree)?;
+        }
         for conflict in &listed {
             let Some(hash) = conflict.hash else { continue };
             if !trees.iter().any(|t| t.has_content(&conflict.path, hash)) && !overwritten(conflict) {
