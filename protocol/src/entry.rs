@@ -3,10 +3,9 @@
 //! An [`Entry`] travels, merges and is stored whole. [`Entry::merge`] decides nothing and mints no
 //! dot; what a tree shows is [`crate::view`]'s answer, and [`crate::mint`] writes changes into it.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
+use crate::sorted::SortedMap;
 use crate::time::Time;
 use crate::version::{Dot, VersionVector};
 
@@ -205,13 +204,13 @@ pub struct Entry {
     /// All writes that it has seen.
     pub context: VersionVector,
     /// What is there.
-    pub content: BTreeMap<Dot, ContentSibling>,
+    pub content: SortedMap<Dot, ContentSibling>,
     /// When it was changed.
-    pub times: BTreeMap<Dot, TimesSibling>,
+    pub times: SortedMap<Dot, TimesSibling>,
     /// Who may use it.
-    pub access: BTreeMap<Dot, AccessSibling>,
+    pub access: SortedMap<Dot, AccessSibling>,
     /// Versions that changes dropped unseen, under the dot that dropped them.
-    pub losers: BTreeMap<Dot, Vec<Loser>>,
+    pub losers: SortedMap<Dot, Vec<Loser>>,
 }
 
 impl Entry {
@@ -257,11 +256,11 @@ impl Entry {
 }
 
 fn merge_register<T: Clone>(
-    a: &BTreeMap<Dot, T>,
+    a: &SortedMap<Dot, T>,
     a_context: &VersionVector,
-    b: &BTreeMap<Dot, T>,
+    b: &SortedMap<Dot, T>,
     b_context: &VersionVector,
-) -> BTreeMap<Dot, T> {
+) -> SortedMap<Dot, T> {
     let from_a = a.iter().filter(|(dot, _)| b.contains_key(dot) || !b_context.contains(**dot));
     let from_b = b.iter().filter(|(dot, _)| a.contains_key(dot) || !a_context.contains(**dot));
     from_a.chain(from_b).map(|(dot, sibling)| (*dot, sibling.clone())).collect()

@@ -8,6 +8,7 @@ pub mod mint;
 pub mod path;
 pub mod resolve;
 pub mod session;
+pub mod sorted;
 pub mod time;
 pub mod version;
 pub mod view;

@@ -3,11 +3,12 @@
 //! [`observe`] compares what is on the disk with what it last showed and says what follows;
 //! [`mint`] writes the change under one new dot. Both are plain functions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{AccessSibling, Content, ContentSibling, Entry, Loser, Rank, TimesSibling, Value};
+use crate::sorted::SortedMap;
 use crate::version::{Dot, VersionVector};
 use crate::view::{self, State, Surroundings};
 
@@ -170,7 +171,7 @@ fn mint_content(entry: &mut Entry, shown: &Shown, value: Option<&Value>, stamp: 
         shown.context.contains(*dot) || (before.is_some() && sibling.content.value() == before)
     };
     let visible: BTreeSet<Dot> = view::candidates(entry).map(|(dot, _, _)| dot).collect();
-    let (gone, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+    let (gone, kept): (SortedMap<_, _>, SortedMap<_, _>) =
         std::mem::take(&mut entry.content).into_iter().partition(|(dot, sibling)| superseded(dot, sibling));
     let mut losers: Vec<Loser> = gone
         .iter()
@@ -211,7 +212,7 @@ fn mint_access(entry: &mut Entry, seen: &VersionVector, sibling: AccessSibling, 
 }
 
 /// The creation dot of the greatest sibling with this value.
-fn file_of(siblings: &BTreeMap<Dot, ContentSibling>, value: &Value) -> Option<Dot> {
+fn file_of(siblings: &SortedMap<Dot, ContentSibling>, value: &Value) -> Option<Dot> {
     siblings.values().filter(|s| s.content.value() == Some(value)).map(|s| (s.rank, s.file)).max().map(|(_, f)| f)
 }
 

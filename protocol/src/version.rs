@@ -1,9 +1,10 @@
 //! Who wrote what: actors, dots and version vectors.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use crate::sorted::SortedMap;
 
 /// A node: the SHA-256 of its public host key.
 #[derive(Clone, Copy, Default, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl fmt::Debug for Dot {
 
 /// All writes that somebody has seen: for each actor the highest counter.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
-pub struct VersionVector(BTreeMap<Actor, u64>);
+pub struct VersionVector(SortedMap<Actor, u64>);
 
 impl VersionVector {
     /// Whether the write was seen.
@@ -59,8 +60,9 @@ impl VersionVector {
 
     /// Notes a write and all earlier ones of its actor.
     pub fn insert(&mut self, dot: Dot) {
-        let seen = self.0.entry(dot.actor).or_default();
-        *seen = (*seen).max(dot.counter);
+        if !self.contains(dot) {
+            self.0.insert(dot.actor, dot.counter);
+        }
     }
 
     /// Takes in everything that `other` has seen.

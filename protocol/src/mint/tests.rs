@@ -39,7 +39,7 @@ fn an_edit_is_above_what_it_saw_whatever_its_clock() {
     let (first, shown) = mint(None, &Shown::default(), Some(&file(1)), dot(1, 1), Rank(4_000), false);
     let (second, _) = mint(Some(&first), &shown, Some(&file(2)), dot(2, 1), Rank(10), false);
     assert_eq!(shows(&first.merge(&second)), Some(file(2).value));
-    assert_eq!(second.content[&dot(2, 1)].rank, Rank(4_001));
+    assert_eq!(second.content.get(&dot(2, 1)).unwrap().rank, Rank(4_001));
 }
 
 #[test]

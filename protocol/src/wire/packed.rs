@@ -1,13 +1,12 @@
 //! Entries as they travel: actors by number, and every bound checked on the way in.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::entry::{
     Access, AccessSibling, Content, ContentSibling, Entry, LOSERS_MAX, Loser, Principal, Rank, SYMLINK_BYTES_MAX,
     TimesSibling, Value, ValueKind,
 };
+use crate::sorted::SortedMap;
 use crate::time::Time;
 use crate::version::{Actor, Dot, VersionVector};
 
@@ -91,7 +90,7 @@ pub fn unpack(packed: PackedEntry, actor: &impl Fn(u32) -> Option<Actor>) -> Res
     if context.is_empty() || sizes.iter().any(|size| *size > SIBLINGS_MAX) {
         return Err(EntryError("no context, or too many values"));
     }
-    let mut content = BTreeMap::new();
+    let mut content = SortedMap::new();
     for (d, rank, paired, file, value) in packed.content {
         match &value {
             Content::Absent { was: Some(value) } | Content::Present(value) => check_value(value)?,
@@ -99,7 +98,7 @@ pub fn unpack(packed: PackedEntry, actor: &impl Fn(u32) -> Option<Actor>) -> Res
         }
         content.insert(own(d)?, ContentSibling { rank: check_rank(rank)?, paired, file: dot(file)?, content: value });
     }
-    let mut times = BTreeMap::new();
+    let mut times = SortedMap::new();
     for (d, rank, of, mtime) in packed.times {
         check_value(&of)?;
         if mtime.nanos >= 1_000_000_000 {
@@ -107,12 +106,12 @@ pub fn unpack(packed: PackedEntry, actor: &impl Fn(u32) -> Option<Actor>) -> Res
         }
         times.insert(own(d)?, TimesSibling { rank: check_rank(rank)?, of, mtime });
     }
-    let mut access = BTreeMap::new();
+    let mut access = SortedMap::new();
     for (d, rank, of, file, value) in packed.access {
         check_access(&value)?;
         access.insert(own(d)?, AccessSibling { rank: check_rank(rank)?, of, file: dot(file)?, access: value });
     }
-    let mut losers = BTreeMap::new();
+    let mut losers = SortedMap::new();
     for (d, list) in packed.losers {
         if list.len() > LOSERS_MAX {
             return Err(EntryError("too many losers"));

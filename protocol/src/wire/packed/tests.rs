@@ -64,7 +64,13 @@ pub(crate) fn entries() -> impl Strategy<Value = Entry> {
     (registers, vec(dots(), 0..4)).prop_map(|((content, times, access, losers), seen)| {
         let own = content.keys().chain(times.keys()).chain(access.keys()).chain(losers.keys());
         let context = own.copied().chain(seen).collect();
-        Entry { context, content, times, access, losers }
+        Entry {
+            context,
+            content: content.into_iter().collect(),
+            times: times.into_iter().collect(),
+            access: access.into_iter().collect(),
+            losers: losers.into_iter().collect(),
+        }
     })
 }
 
