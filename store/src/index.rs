@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use pleach_protocol::entry::Entry;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::{Actor, NodeId};
 use pleach_protocol::view::{self, State, Surroundings};
@@ -15,9 +14,13 @@ use serde::de::DeserializeOwned;
 use crate::kv::{Batch, Kv, KvError};
 use crate::rows::{self, CursorRow, EntryRow, HistoryRow, MetaRow, RowError, Space};
 
+mod entries;
 mod sums;
 
+pub use entries::known;
 pub use sums::DiskSum;
+
+use entries::EntryRows;
 
 /// Rows of one batch; a larger one is handed over between two operations.
 const BATCH_ROWS_MAX: usize = 1_000;
@@ -41,6 +44,7 @@ pub enum IndexError {
 pub struct Index<K> {
     kv: K,
     pending: Batch,
+    entries: EntryRows,
     sum_key: sums::SumKey,
     meta: MetaRow,
     meta_changed: bool,
@@ -67,6 +71,7 @@ impl<K: Kv> Index<K> {
         Ok(Self {
             kv,
             pending: Batch::default(),
+            entries: EntryRows::default(),
             sum_key: sums::SumKey::new(&meta.sum_secret),
             meta,
             meta_changed,
@@ -123,91 +128,8 @@ impl<K: Kv> Index<K> {
     /// Reads rows of a range in order, with what is pending.
     fn range(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         use std::ops::Bound::{Excluded, Included};
-        let mut pending = self.pending.rows.range::<[u8], _>((Included(start), Excluded(end))).peekable();
-        let mut out = Vec::new();
-        let mut from = start.to_vec();
-        loop {
-            let stored = self.kv.range(&from, Some(end), limit.min(RANGE_ROWS))?;
-            let last = stored.len() < limit.min(RANGE_ROWS);
-            let upto = stored.last().map(|(key, _)| key.clone());
-            for (key, value) in stored {
-                while let Some((pkey, row)) = pending.next_if(|(pkey, _)| **pkey < key) {
-                    out.extend(row.clone().map(|v| (pkey.clone(), v)));
-                }
-                match pending.next_if(|(pkey, _)| **pkey == key) {
-                    Some((_, row)) => out.extend(row.clone().map(|v| (key, v))),
-                    None => out.push((key, value)),
-                }
-                if out.len() >= limit {
-                    out.truncate(limit);
-                    return Ok(out);
-                }
-            }
-            if last {
-                out.extend(pending.filter_map(|(key, row)| Some((key.clone(), row.clone()?))));
-                out.truncate(limit);
-                return Ok(out);
-            }
-            from = upto.unwrap_or_default();
-            from.push(0);
-        }
-    }
-
-    /// The row of a path, an empty one where there is none.
-    ///
-    /// # Errors
-    /// The engine's or a damaged row.
-    pub fn row(&self, path: &TreePath) -> Result<EntryRow> {
-        Ok(self.get(&rows::path_key(Space::Entry, path))?.unwrap_or_default())
-    }
-
-    /// Whether anything is known of the path.
-    ///
-    /// # Errors
-    /// As [`Index::row`].
-    pub fn entry(&self, path: &TreePath) -> Result<Option<Entry>> {
-        Ok(known(self.row(path)?.entry))
-    }
-
-    /// The direct children of a directory, by name.
-    ///
-    /// # Errors
-    /// As [`Index::row`].
-    pub fn children(&self, dir: &TreePath) -> Result<Vec<(TreePath, EntryRow)>> {
-        let (start, end) = rows::children_range(Space::Entry, dir);
-        self.entries_between(&start, &end, usize::MAX)
-    }
-
-    /// Up to `limit` paths beneath a directory, behind `after`, in the order of a walk.
-    ///
-    /// # Errors
-    /// As [`Index::row`].
-    pub fn beneath(&self, dir: &TreePath, after: Option<&TreePath>, limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
-        let (start, end) = rows::subtree_range(Space::Entry, dir);
-        let start = after.map_or(start, |path| {
-            let mut key = rows::path_key(Space::Entry, path);
-            key.push(0);
-            key
-        });
-        self.entries_between(&start, &end, limit)
-    }
-
-    fn entries_between(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
-        let found = self.range(start, end, limit)?;
-        found
-            .into_iter()
-            .map(|(key, value)| Ok((rows::key_path(&key).ok_or(RowError::Damaged)?, rows::unseal(&value)?)))
-            .collect()
-    }
-
-    /// Stores a row without announcing it (Shown, pairing).
-    pub fn put_row(&mut self, path: &TreePath, row: &EntryRow) {
-        self.put(rows::path_key(Space::Entry, path), row);
-    }
-
-    /// The same for what another look finds again: it goes with the next batch.
-    pub fn put_row_later(&mut self, path: &TreePath, row: &EntryRow) {
-        self.pending.put(rows::path_key(Space::Entry, path), rows::seal(row));
+        let pending = self.pending.rows.range::<[u8], _>((Included(start), Excluded(end)));
+        merged(&self.kv, pending.map(|(key, row)| (key, row.as_ref())), (start, end), limit, Ok)
     }
 
     /// Notes that the disk does not show all of the journal up to here any more, in the batch that says why.
@@ -421,7 +343,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit_if_large(&mut self) -> Result<()> {
-        if self.pending.rows.len() >= BATCH_ROWS_MAX { self.flush() } else { Ok(()) }
+        if self.pending.rows.len() + self.entries.len() >= BATCH_ROWS_MAX { self.flush() } else { Ok(()) }
     }
 
     /// Hands the pending batch over as one unit.
@@ -429,7 +351,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit(&mut self) -> Result<()> {
-        self.sum_up_pending()?;
+        self.encode_entries()?;
         if self.meta_changed {
             self.pending.put(vec![Space::Meta as u8], rows::seal(&self.meta));
             self.meta_changed = false;
@@ -443,7 +365,7 @@ impl<K: Kv> Index<K> {
 
     /// Whether something waits for the next batch.
     pub fn has_later(&self) -> bool {
-        self.meta_changed || !self.pending.is_empty()
+        self.meta_changed || !self.pending.is_empty() || !self.entries.is_empty()
     }
 
     /// Makes everything durable, also what could wait.
@@ -475,10 +397,42 @@ impl<K: Kv> Index<K> {
     }
 }
 
-/// An entry, none where it has seen nothing.
-#[must_use]
-pub fn known(entry: Entry) -> Option<Entry> {
-    (!entry.context.is_empty()).then_some(entry)
+/// Reads up to `limit` rows from `start` to before `end` in order; what is pending counts, not what is stored.
+fn merged<'p, T: Clone + 'p>(
+    kv: &impl Kv,
+    pending: impl Iterator<Item = (&'p Vec<u8>, Option<&'p T>)>,
+    (start, end): (&[u8], &[u8]),
+    limit: usize,
+    read: impl Fn(Vec<u8>) -> Result<T>,
+) -> Result<Vec<(Vec<u8>, T)>> {
+    let mut pending = pending.peekable();
+    let mut out = Vec::new();
+    let mut from = start.to_vec();
+    loop {
+        let stored = kv.range(&from, Some(end), limit.min(RANGE_ROWS))?;
+        let last = stored.len() < limit.min(RANGE_ROWS);
+        let upto = stored.last().map(|(key, _)| key.clone());
+        for (key, value) in stored {
+            while let Some((pkey, row)) = pending.next_if(|(pkey, _)| **pkey < key) {
+                out.extend(row.map(|row| (pkey.clone(), row.clone())));
+            }
+            match pending.next_if(|(pkey, _)| **pkey == key) {
+                Some((_, row)) => out.extend(row.map(|row| (key, row.clone()))),
+                None => out.push((key, read(value)?)),
+            }
+            if out.len() >= limit {
+                out.truncate(limit);
+                return Ok(out);
+            }
+        }
+        if last {
+            out.extend(pending.filter_map(|(key, row)| Some((key.clone(), row?.clone()))));
+            out.truncate(limit);
+            return Ok(out);
+        }
+        from = upto.unwrap_or_default();
+        from.push(0);
+    }
 }
 
 /// Whether the path shows anything.

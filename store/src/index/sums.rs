@@ -8,6 +8,7 @@
 use pleach_protocol::codec;
 use pleach_protocol::path::TreePath;
 
+use super::entries::Pending;
 use super::{Index, Result, is_live};
 use crate::kv::Kv;
 use crate::rows::{self, EntryRow, Pairing, Space, Stamp, SumRow};
@@ -99,34 +100,42 @@ impl<K: Kv> Index<K> {
     pub fn sum(&self, dir: &TreePath) -> Result<SumRow> {
         let mut sum = self.get(&rows::dir_key(Space::Sum, dir))?.unwrap_or_default();
         let (start, end) = rows::children_range(Space::Entry, dir);
-        for (key, value) in self.pending.rows.range(start..end) {
-            self.sum_up(&mut sum, key, value.as_deref())?;
+        for (key, pending) in self.entries.between(&start, &end) {
+            self.sum_up(&mut sum, key, pending)?;
         }
         Ok(sum)
     }
 
     /// Puts the share of a pending row into a sum in the place of the stored one's.
-    fn sum_up(&self, sum: &mut SumRow, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+    fn sum_up(&self, sum: &mut SumRow, key: &[u8], pending: &Pending) -> Result<()> {
         let (_, name) = rows::dir_and_name(key);
-        let share = |value: &[u8]| -> Result<SumRow> { Ok(share_of(&self.sum_key, name, &rows::unseal(value)?)) };
-        let old = self.kv.get(key)?.as_deref().map(share).transpose()?.unwrap_or_default();
-        let new = value.map(share).transpose()?.unwrap_or_default();
-        sum.replace(&old, &new);
+        let share = |row: &EntryRow| share_of(&self.sum_key, name, row);
+        let old = match &pending.stored {
+            Some(stored) => stored.as_ref().map(share),
+            None => self.get::<EntryRow>(key)?.as_ref().map(share),
+        };
+        let new = pending.row.as_ref().map(share);
+        sum.replace(&old.unwrap_or_default(), &new.unwrap_or_default());
         Ok(())
     }
 
-    /// Adds to the pending batch the sums of the directories whose rows it changes; they lie together.
-    pub(super) fn sum_up_pending(&mut self) -> Result<()> {
+    /// Puts pending rows of entries into the pending batch, with the sums of their directories; the rows of
+    /// a directory lie together.
+    pub(super) fn encode_entries(&mut self) -> Result<()> {
         let mut sums: Vec<(Vec<u8>, SumRow)> = Vec::new();
-        for (key, value) in self.pending.rows.range(vec![Space::Entry as u8]..vec![Space::Entry as u8 + 1]) {
-            let (dir, _) = rows::dir_and_name(key);
+        for (key, pending) in self.entries.take() {
+            let (dir, _) = rows::dir_and_name(&key);
             let sum_key = [&[Space::Sum as u8], dir].concat();
             if sums.last().is_none_or(|(last, _)| *last != sum_key) {
-                let sum = self.kv.get(&sum_key)?.map(|value| rows::unseal(&value)).transpose()?;
-                sums.push((sum_key, sum.unwrap_or_default()));
+                let sum = self.get(&sum_key)?.unwrap_or_default();
+                sums.push((sum_key, sum));
             }
             if let Some((_, sum)) = sums.last_mut() {
-                self.sum_up(sum, key, value.as_deref())?;
+                self.sum_up(sum, &key, &pending)?;
+            }
+            match &pending.row {
+                Some(row) => self.pending.put(key, rows::seal(row)),
+                None => self.pending.delete(key),
             }
         }
         for (key, sum) in sums {

@@ -44,7 +44,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let merged = known.iter().all(|cursor| cursor.peer_merged >= seq);
             if row.seq == seq && is_tombstone(&row) && merged && !self.apply.holds(&path) {
                 self.index.delete(rows::number_key(Space::Journal, seq));
-                self.index.delete(rows::path_key(Space::Entry, &path));
+                self.index.delete_row(&path);
                 let meta = self.index.meta_mut();
                 meta.collected = meta.collected.max(seq);
             }

@@ -6,6 +6,8 @@
 
 use std::io;
 
+use pleach_protocol::path::TreePath;
+
 use super::{Tree, TreeError};
 use crate::kv::Kv;
 use crate::root::{self, RootError};
@@ -67,19 +69,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Forgets what the disk showed: entries stay, the next scan pairs.
     fn pair_anew(&mut self) -> Result<(), TreeError> {
-        let mut start = vec![Space::Entry as u8];
-        let end = [Space::Entry as u8 + 1];
+        let mut after = None;
         loop {
-            let found: Vec<(Vec<u8>, EntryRow)> = self.index.others(&start, &end, FORGET_ROWS)?;
+            let found = self.index.beneath(&TreePath::ROOT, after.as_ref(), FORGET_ROWS)?;
             let Some((last, _)) = found.last() else { break };
-            start.clone_from(last);
-            start.push(0);
-            for (key, row) in found {
-                if row.shown.is_some()
-                    && let Some(path) = rows::key_path(&key)
-                {
-                    self.index.put_row(&path, &EntryRow { shown: None, pairing: Pairing::ByTime, ..row });
-                }
+            after = Some(last.clone());
+            for (path, row) in found.into_iter().filter(|(_, row)| row.shown.is_some()) {
+                self.index.put_row(&path, &EntryRow { shown: None, pairing: Pairing::ByTime, ..row });
             }
             self.index.commit_if_large()?;
         }
