@@ -4,9 +4,13 @@
 //! A run is a few rounds of two phases. In the first, users write, lines are cut, nodes are killed and
 //! their power fails, and whatever is under way goes on in any order. In the second everything heals,
 //! and after a bounded time all must have come to rest, equal, with nothing lost (`sim/checks.rs`).
+//!
+//! Every step, and every healing, has a number and draws from a generator of its own, made from the seed
+//! and that number. So a step can be left out and the others still draw the same (`sim/shrink.rs`).
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pleach_protocol::entry::{ContentSibling, Hash, Value};
 use pleach_protocol::path::TreePath;
@@ -15,6 +19,7 @@ use pleach_store::vfs::model::{CrashKind, Data, Keep};
 
 mod checks;
 mod node;
+pub mod shrink;
 mod users;
 
 use checks::Rest;
@@ -36,6 +41,15 @@ impl Random {
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1)
+    }
+
+    /// The generator of one step of a seed. Source of the mixing: splitmix64.
+    #[must_use]
+    pub const fn of_step(seed: u64, step: u32) -> Self {
+        let mut mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add((step as u64) << 32);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self((mixed ^ (mixed >> 31)) | 1)
     }
 
     /// A number below `n`.
@@ -80,10 +94,37 @@ struct Line {
     queues: [[std::collections::VecDeque<Vec<u8>>; 2]; 2],
 }
 
+/// Says what is wrong with what was done, if anything is.
+pub type Check = fn(&[String]) -> Option<String>;
+
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What decides everything.
+    pub seed: u64,
+    /// The steps to do, all where none is said. A healing is a step, too.
+    pub only: Option<BTreeSet<u32>>,
+    /// Prints what is done, as it is done.
+    pub loud: bool,
+    /// One more checker, asked after every step with what was done until then; it says what is wrong.
+    pub check: Option<Check>,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// In one sentence.
+    pub what: String,
+    /// The steps that were done, the last of them is the one that failed.
+    pub steps: BTreeSet<u32>,
+    /// What was done last.
+    pub log: Vec<String>,
+}
+
 /// What a run ends with.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Steps of all phases.
+    /// What was done in all phases, in lines.
     pub steps: u64,
     /// Contents that a power failure took before anybody else had them.
     pub lost_with_power: u64,
@@ -102,8 +143,10 @@ pub struct World {
     rest: Rest,
     log: Vec<String>,
     outcome: Outcome,
-    /// Prints what is done, as it is done.
-    pub loud: bool,
+    plan: Plan,
+    /// The number of the step under way.
+    step: u32,
+    done: BTreeSet<u32>,
 }
 
 impl std::fmt::Debug for World {
@@ -119,6 +162,12 @@ fn content_of<'e>(siblings: impl Iterator<Item = &'e ContentSibling>) -> Option<
         _ => None,
     });
     files.max_by_key(|(rank, _)| *rank).map(|(_, hash)| hash)
+}
+
+/// What a panic says.
+fn said_by(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default()
 }
 
 /// The lines of a shape of so many nodes.
@@ -138,25 +187,37 @@ fn lines_of(nodes: usize, shape: u64) -> Vec<[usize; 2]> {
 /// # Errors
 /// What went wrong, with what was done until then.
 pub fn run(seed: u64, loud: bool) -> Result<Outcome, String> {
-    let mut world = World::new(seed);
-    world.loud = loud;
-    let done = world.play();
-    match done {
-        Ok(()) => Ok(world.outcome),
-        Err(what) => {
-            let mut text = format!("seed {seed}: {what}\n");
-            let from = world.log.len().saturating_sub(120);
-            for line in &world.log[from..] {
-                writeln!(text, "  {line}").map_err(|e| e.to_string())?;
-            }
-            Err(text)
+    World::run(Plan { seed, loud, ..Plan::default() }).map_err(|failure| {
+        let mut text = format!("seed {seed}: {}\n", failure.what);
+        for line in &failure.log {
+            text.push_str("  ");
+            text.push_str(line);
+            text.push('\n');
         }
-    }
+        text
+    })
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let mut random = Random::new(seed);
+    /// Runs a plan.
+    ///
+    /// # Errors
+    /// The first thing that went wrong.
+    pub fn run(plan: Plan) -> Result<Outcome, Box<Failure>> {
+        let mut world = Self::new(plan);
+        // A panic is a failure like others, so that it is made small and replayed like them.
+        let played = catch_unwind(AssertUnwindSafe(|| world.play()));
+        match played.unwrap_or_else(|panic| Err(format!("panicked: {}", said_by(&*panic)))) {
+            Ok(()) => Ok(world.outcome),
+            Err(what) => {
+                let log = world.log.split_off(world.log.len().saturating_sub(120));
+                Err(Box::new(Failure { what, steps: world.done, log }))
+            }
+        }
+    }
+
+    fn new(plan: Plan) -> Self {
+        let mut random = Random::new(plan.seed);
         let count = 2 + random.index(4);
         let shape = random.below(3);
         let mut flag = |n| random.once_in(n);
@@ -187,7 +248,9 @@ impl World {
             rest: Rest::default(),
             log: Vec::new(),
             outcome: Outcome::default(),
-            loud: false,
+            plan,
+            step: 0,
+            done: BTreeSet::new(),
         }
     }
 
@@ -197,8 +260,8 @@ impl World {
             // FNV-1a.
             self.outcome.trace = (self.outcome.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        if self.loud {
-            println!("{what}");
+        if self.plan.loud {
+            println!("{:>4} {what}", self.step);
             self.watch();
         }
         self.log.push(what);
@@ -224,16 +287,39 @@ impl World {
             node.peers = peers;
             node.start()?;
         }
-        for _ in 0..1 + self.random.below(4) {
-            for _ in 0..20 + self.random.below(120) {
-                self.step()?;
+        let rounds: Vec<u64> = (0..1 + self.random.below(4)).map(|_| 20 + self.random.below(120)).collect();
+        for steps in rounds {
+            for _ in 0..steps {
+                if self.next_step() {
+                    self.step()?;
+                    self.ask_planted()?;
+                }
+            }
+            if !self.next_step() {
+                continue;
             }
             if !self.heal()? {
                 return Ok(());
             }
             self.check_rest()?;
+            self.ask_planted()?;
         }
         Ok(())
+    }
+
+    /// Begins the next step with a generator of its own; false where the plan leaves it out.
+    fn next_step(&mut self) -> bool {
+        self.step += 1;
+        self.random = Random::of_step(self.plan.seed, self.step);
+        let wanted = self.plan.only.as_ref().is_none_or(|only| only.contains(&self.step));
+        if wanted {
+            self.done.insert(self.step);
+        }
+        wanted
+    }
+
+    fn ask_planted(&self) -> Result<(), String> {
+        self.plan.check.and_then(|check| check(&self.log)).map_or(Ok(()), Err)
     }
 
     /// Who is whose peer.
@@ -291,7 +377,9 @@ impl World {
         if self.nodes[n].model.disk.crashed() {
             return Ok(());
         }
-        let Some(what) = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest) else { return Ok(()) };
+        let Some(what) = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, self.step) else {
+            return Ok(());
+        };
         self.say(format!("n{n} user: {what}"));
         self.nodes[n].check_contents_kept(true)
     }

@@ -1,73 +1,101 @@
-//! Runs seeds of the simulation: `sim [--seed N] [--seeds FROM..TO] [--loud]`.
+//! Runs seeds of the simulation: `sim [--seeds FROM..TO] [--loud]`, or one seed loudly:
+//! `sim --seed N [--steps 3,7-9,40]`.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use pleach_tests::sim;
+use pleach_tests::sim::shrink::{self, Effort};
+use pleach_tests::sim::{Plan, World};
+
+const USAGE: &str = "usage: sim [--seeds FROM..TO] [--first-only] | sim --seed N [--steps 3,7-9,40] [--quiet]";
+
+/// What the command line asks for.
+struct Asked {
+    from: u64,
+    to: u64,
+    plan: Plan,
+    first_only: bool,
+}
+
+fn read(mut args: impl Iterator<Item = String>) -> Option<Asked> {
+    let mut asked = Asked { from: 1, to: 1_001, plan: Plan::default(), first_only: false };
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--quiet" => asked.plan.loud = false,
+            "--loud" => asked.plan.loud = true,
+            "--first-only" => asked.first_only = true,
+            "--seed" => {
+                asked.from = args.next()?.parse().ok()?;
+                asked.to = asked.from.checked_add(1)?;
+                asked.plan.loud = true;
+            }
+            "--steps" => asked.plan.only = Some(shrink::read(&args.next()?)?),
+            "--seeds" => {
+                let value = args.next()?;
+                let (from, to) = value.split_once("..")?;
+                (asked.from, asked.to) = (from.parse().ok()?, to.parse().ok()?);
+            }
+            _ => return None,
+        }
+    }
+    Some(asked)
+}
 
 fn main() -> ExitCode {
-    let (mut from, mut to, mut loud) = (1, 1_001, false);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let value = match arg.as_str() {
-            "--loud" => {
-                loud = true;
-                continue;
-            }
-            _ => args.next().unwrap_or_default(),
-        };
-        let parsed = match arg.as_str() {
-            "--seed" => value.parse().ok().map(|seed: u64| (seed, seed + 1)),
-            "--seeds" => value.split_once("..").and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))),
-            _ => None,
-        };
-        let Some(range) = parsed else {
-            eprintln!("usage: sim [--seed N] [--seeds FROM..TO] [--loud]");
-            return ExitCode::from(2);
-        };
-        (from, to) = range;
-    }
+    let Some(asked) = read(std::env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
     let began = Instant::now();
-    let (next, steps, lost) = (AtomicU64::new(from), AtomicU64::new(0), AtomicU64::new(0));
+    let (next, steps, lost) = (AtomicU64::new(asked.from), AtomicU64::new(0), AtomicU64::new(0));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let failures: Vec<String> = std::thread::scope(|scope| {
+    let failures: Vec<_> = std::thread::scope(|scope| {
         let work = || {
             let mut failures = Vec::new();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= to {
+                if seed >= asked.to {
                     return failures;
                 }
-                match sim::run(seed, loud) {
+                match World::run(Plan { seed, ..asked.plan.clone() }) {
                     Ok(outcome) => {
                         lost.fetch_add(outcome.lost_with_power, Ordering::Relaxed);
-                        steps.fetch_add(outcome.steps, Ordering::Relaxed)
+                        steps.fetch_add(outcome.steps, Ordering::Relaxed);
                     }
-                    Err(what) => {
-                        failures.push(what);
-                        0
+                    Err(failure) => {
+                        failures.push((seed, failure));
+                        if asked.first_only {
+                            next.store(asked.to, Ordering::Relaxed);
+                        }
                     }
-                };
+                }
             }
         };
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|_| vec!["a seed panicked".to_owned()])).collect()
+        threads.into_iter().flat_map(|t| t.join().expect("panics of seeds are caught")).collect()
     });
-    // One in full, the others by their first lines.
-    for failure in failures.iter().take(1) {
-        println!("{failure}");
+    let took = began.elapsed().as_secs_f64();
+    // The first is made small, unless it is the replay of one that was; the others by their first lines.
+    for (seed, failure) in failures.iter().take(1) {
+        let plan = Plan { seed: *seed, ..asked.plan.clone() };
+        let effort = if plan.loud { Effort { runs: 0, ..Effort::default() } } else { Effort::default() };
+        let (small, failure) = shrink::shrink(&plan, failure.as_ref().clone(), effort);
+        println!("seed {seed}: {}", failure.what);
+        if !plan.loud {
+            failure.log.iter().for_each(|line| println!("  {line}"));
+        }
+        println!("replay: {}", shrink::command(&small));
     }
-    for failure in failures.iter().skip(1).take(20) {
-        println!("{}", failure.lines().next().unwrap_or_default());
+    for (seed, failure) in failures.iter().skip(1).take(20) {
+        println!("seed {seed}: {}", failure.what);
     }
     println!(
-        "{} seeds, {} steps, {} contents lost with the power, {} failures, {:.1} s",
-        to - from,
+        "{} seeds, {} steps, {} contents lost with the power, {} failures, {took:.1} s",
+        next.into_inner().min(asked.to) - asked.from,
         steps.into_inner(),
         lost.into_inner(),
         failures.len(),
-        began.elapsed().as_secs_f64()
     );
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

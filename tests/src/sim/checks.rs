@@ -12,16 +12,9 @@ use super::World;
 pub(super) struct Rest {
     shown: BTreeMap<Vec<u8>, Seen>,
     touched: BTreeSet<Vec<u8>>,
-    written: u64,
 }
 
 impl Rest {
-    /// A content that nobody wrote before.
-    pub(super) fn next_content(&mut self) -> String {
-        self.written += 1;
-        format!("content {}", self.written)
-    }
-
     /// A user did something to a path.
     pub(super) fn touch(&mut self, path: &str) {
         self.touched.insert(path.as_bytes().to_vec());

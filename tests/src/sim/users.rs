@@ -7,10 +7,11 @@ use super::node::SimNode;
 const PATHS: [&str; 9] = ["x", "y", "z", "d", "d/f", "d/e", "d/e/g", "d/e/h", "k/l"];
 
 /// Does something a user does, and says what; none where the disk refuses it.
-pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest) -> Option<String> {
+pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, step: u32) -> Option<String> {
     let user = node.model.disk.user();
     let path = PATHS[random.index(PATHS.len())];
-    let content = rest.next_content();
+    // Nobody wrote it before, and it is the same whichever other steps are left out.
+    let content = format!("content {step}");
     // What fails half-way touches, too.
     rest.touch(path);
     let (what, done) = match random.below(16) {
