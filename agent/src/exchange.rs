@@ -491,6 +491,7 @@ impl<T: Tell> Exchange<T> {
             self.restart_all();
             return Ok(());
         }
+        tree.greet(peer)?;
         let cursor = tree.cursor(peer)?.filter(|c| c.0 == incarnation).map(|(_, merged)| merged);
         let ours = tree.index().meta().head;
         let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };

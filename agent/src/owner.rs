@@ -427,7 +427,13 @@ impl Running<'_> {
     /// Waits for something to do, then takes what is there.
     fn wait(&mut self) -> Result<(), TreeError> {
         let due_soon = self.looks.has_kept() || self.tree.next_retry().is_some() || !self.is_quiet();
-        let mut next = match self.keeper.events.recv_timeout(if due_soon { BUSY } else { IDLE }) {
+        // A copy within this disk goes on at once, and gives way to whatever came meanwhile.
+        let pause = match (self.tree.is_copying(), due_soon) {
+            (true, _) => Duration::ZERO,
+            (false, true) => BUSY,
+            (false, false) => IDLE,
+        };
+        let mut next = match self.keeper.events.recv_timeout(pause) {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => {
                 self.tree.commit_all()?;

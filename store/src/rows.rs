@@ -23,6 +23,8 @@ pub const STORE_VERSION: u8 = 1;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u8)]
 pub enum Space {
+    /// Content and where it is → nothing: a hint (see [`content_key`]).
+    Content = b'B',
     /// Peer → [`CursorRow`].
     Cursor = b'C',
     /// Path → [`EntryRow`].
@@ -158,6 +160,8 @@ pub struct Intent {
     pub state: Option<State>,
     /// The new inode and its birth time, where it exists beforehand.
     pub inode: Option<(u64, Time)>,
+    /// The path that the inode is taken from, and the id of its version in the vault; 0: from the tree.
+    pub from: Option<(TreePath, u64)>,
 }
 
 /// The kind of an intended change.
@@ -424,6 +428,51 @@ pub fn vault_range(path: &TreePath) -> (Vec<u8>, Vec<u8>) {
     (start, end)
 }
 
+/// Where a content is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Holder {
+    /// A path shows it.
+    Tree(TreePath),
+    /// The vault holds it, as a version of this path under this id.
+    Vault(TreePath, u64),
+}
+
+/// How much of a hash stands in a key.
+const CONTENT_KEY_BYTES: usize = 16;
+
+fn content_prefix(hash: Hash) -> Vec<u8> {
+    [&[Space::Content as u8], &hash.0[..CONTENT_KEY_BYTES]].concat()
+}
+
+/// The key that says where a content is: half of its hash, then the rest of the key of its row.
+#[must_use]
+pub fn content_key(hash: Hash, holder: &Holder) -> Vec<u8> {
+    let row = match holder {
+        Holder::Tree(path) => path_key(Space::Entry, path),
+        Holder::Vault(path, id) => vault_key(path, *id),
+    };
+    [content_prefix(hash), row].concat()
+}
+
+/// The range of a content's holders.
+#[must_use]
+pub fn content_range(hash: Hash) -> (Vec<u8>, Vec<u8>) {
+    let start = content_prefix(hash);
+    let end = after_prefix(&start);
+    (start, end)
+}
+
+/// The holder in such a key; none where it is no such key.
+#[must_use]
+pub fn key_content(key: &[u8]) -> Option<Holder> {
+    let row = key.get(1 + CONTENT_KEY_BYTES..)?;
+    match row.first() {
+        Some(b) if *b == Space::Entry as u8 => Some(Holder::Tree(key_path(row)?)),
+        Some(b) if *b == Space::Vault as u8 => key_vault(row).map(|(path, id)| Holder::Vault(path, id)),
+        _ => None,
+    }
+}
+
 /// Path and id of a vault key; none where it is no such key.
 #[must_use]
 pub fn key_vault(key: &[u8]) -> Option<(TreePath, u64)> {
@@ -467,6 +516,13 @@ mod tests {
         let end = vault.len() - 9;
         vault[end] = b'f';
         assert_eq!(key_vault(&vault), None, "no NUL between name and id");
+        for holder in [Holder::Tree(p(b"d/f")), Holder::Vault(p(b"d/f"), 77)] {
+            let key = content_key(Hash([7; 32]), &holder);
+            assert_eq!(key_content(&key), Some(holder));
+            let (start, end) = content_range(Hash([7; 32]));
+            assert!(start < key && key < end);
+        }
+        assert_eq!(key_content(b"B short"), None);
     }
 
     #[test]

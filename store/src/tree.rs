@@ -23,12 +23,14 @@ use crate::vfs::{RootIdentity, Vfs};
 
 mod apply;
 mod collect;
+mod content;
 mod copies;
 mod decide;
 mod displace;
 mod exchange;
 mod expire;
 mod fetch;
+mod local;
 mod observe;
 mod pairing;
 mod perform;
@@ -119,6 +121,9 @@ pub struct Tree<V: Vfs, K: Kv> {
     apply: apply::Applier<V>,
     late: displace::LateWriters,
     fetches: BTreeMap<WantId, fetch::Fetch<V>>,
+    motion: local::Motion,
+    /// The highest seq that any peer is known to have merged.
+    heard: u64,
     /// Contents that arrived since the start.
     arrivals: u64,
     /// Names of inodes with several links, so that a change of one is a change of all.
@@ -199,6 +204,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             apply: apply::Applier::new(applied),
             late: displace::LateWriters::default(),
             fetches: BTreeMap::new(),
+            motion: local::Motion::default(),
+            heard: 0,
             arrivals: 0,
             linked: BTreeMap::new(),
             problems: BTreeMap::new(),

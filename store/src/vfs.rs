@@ -159,6 +159,10 @@ pub trait Vfs: Send + Sync + 'static {
     fn create_temp(&self, dir: &Self::Dir) -> io::Result<Self::File>;
     /// Writes all of `data` at `offset`.
     fn write_at(&self, file: &Self::File, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Makes `to` share all of `from`'s content, where the file system can (`FICLONE`); false where it cannot.
+    fn clone_content(&self, _from: &Self::File, _to: &Self::File) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Turns a finished writable file into a read-only one: closes the writing descriptor (LINUX.md §3) and keeps one for
     /// syncing, stat and [`Vfs::link_temp`].
     fn finish_temp(&self, file: Self::File) -> io::Result<Self::File>;

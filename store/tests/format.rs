@@ -110,6 +110,7 @@ impl Parts {
             context: self.shown().context,
             state: self.some.then(|| self.state()),
             inode: self.some.then_some((self.number, time(self.secs))),
+            from: self.some.then(|| (p("d/e"), self.number)),
         };
         let ops = [Create, Replace, Delete, Attributes, MakeDir, RemoveDir];
         ops.map(intent).into_iter().take(if self.some { 6 } else { 1 }).collect()
@@ -192,6 +193,7 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("vault", seal(&parts.vault_row())),
         ("conflicts", seal(&parts.number)),
         // The values whose variants the rows above do not have.
+        ("content", seal(&())),
         ("actor", codec::encode(&actor)),
         ("symlink", codec::encode(&Value::Symlink { target: b"to".to_vec() })),
         ("special", codec::encode(&Value::Special { kind: 0o010_000, device: 300 })),
@@ -201,6 +203,8 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("key of a path at the top", rows::path_key(Space::Entry, &p("a"))),
         ("key of a directory", rows::dir_key(Space::Sum, &p("a/b"))),
         ("key of a version", rows::vault_key(&p("a/b"), 258)),
+        ("key of a content in the tree", rows::content_key(Hash([0xcc; 32]), &rows::Holder::Tree(p("a/b")))),
+        ("key of a content in the vault", rows::content_key(Hash([0xcc; 32]), &rows::Holder::Vault(p("a/b"), 258))),
         ("key of a number", rows::number_key(Space::Journal, 258)),
     ]
 }
@@ -220,9 +224,9 @@ fn the_stored_bytes_are_those_of_version_1() {
 
 #[test]
 fn the_spaces_are_those_of_version_1() {
-    use Space::{Conflict, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault};
-    let spaces = [Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault, Conflict];
-    assert_eq!(spaces.map(|space| space as u8), *b"CEHIJMNPSVX");
+    use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault};
+    let spaces = [Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault, Conflict];
+    assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJMNPSVX");
 }
 
 /// A value with a checksum that holds.

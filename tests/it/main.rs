@@ -5,6 +5,7 @@
 mod crash;
 mod fuzz;
 mod histories;
+mod moves;
 mod restart;
 mod rules;
 mod sim;

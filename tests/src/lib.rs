@@ -31,6 +31,7 @@ pub fn pull<V: Vfs, K: Kv>(
 ) -> Result<bool, TreeError> {
     let from_incarnation = from.index().meta().incarnation;
     let to_incarnation = to.index().meta().incarnation;
+    from.greet(to_id)?;
     if heard.position == 0
         && let Some((incarnation, merged)) = to.cursor(from_id)?
         && incarnation == from_incarnation

@@ -111,7 +111,18 @@ impl Running<'_> {
     /// Turns facts into looks. A directory's own time changes with its children, without a fact.
     pub(super) fn take_facts(&mut self, facts: Vec<Fact>, news: WatchNews) -> Result<(), TreeError> {
         self.looks.news = news;
-        for fact in facts {
+        let (paths, others): (Vec<Fact>, Vec<Fact>) =
+            facts.into_iter().partition(|fact| matches!(fact, Fact::Path { .. }));
+        for fact in paths {
+            if let Fact::Path { path, content, .. } = fact {
+                self.look_at_path(&path, content)?;
+            }
+        }
+        if others.iter().any(|fact| matches!(fact, Fact::Subtree { .. } | Fact::Dir { .. })) {
+            // A directory that was moved here left another place.
+            self.tree.catch_up_with_gone()?;
+        }
+        for fact in others {
             match fact {
                 Fact::Lost => self.tree.scan_later(),
                 Fact::RootGone => self.looks.gone = Some("the root was moved, deleted or unmounted".to_owned()),
@@ -124,7 +135,7 @@ impl Running<'_> {
                     self.look_at_dir(&dir);
                     self.tree.scan_children(&dir)?;
                 }
-                Fact::Path { path, content, .. } => self.look_at_path(&path, content)?,
+                Fact::Path { .. } => {}
             }
         }
         if self.take_rules() {

@@ -9,10 +9,12 @@ use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::mint::agrees;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_protocol::view::{self, State};
+use pleach_protocol::view::State;
 
+use super::content::{self, Building, Staged};
 use super::perform::{Op, OpKind};
-use super::{Observed, Tree, TreeError};
+use super::{Observed, Tree, TreeError, content_of};
+use crate::index;
 use crate::kv::Kv;
 use crate::root::Place;
 use crate::rows::{EntryRow, Pairing, ShownRow};
@@ -20,6 +22,10 @@ use crate::vfs::{Kind, Vfs};
 
 /// Paths under work at once; each may hold one open file.
 const WINDOW_PATHS: usize = 256;
+/// Files whose removal waits until the journal is read on: their content may be wanted under another name.
+const DEFERRED_MAX: usize = 16_384;
+/// So few of them do not wait for what peers have still to tell.
+const DEFERRED_FEW: usize = 64;
 /// Staged contents wait for others on their way, so that one sync serves many, until so many are
 /// there or so long has passed.
 const STAGED_ENOUGH: usize = WINDOW_PATHS / 2;
@@ -46,35 +52,32 @@ pub struct Want {
     pub size: u64,
 }
 
-/// A content under construction: nameless, in the destination directory.
-pub(super) struct Building<V: Vfs> {
-    pub(super) want: WantId,
-    pub(super) hash: Hash,
-    pub(super) size: u64,
-    file: V::File,
-    hasher: blake3::Hasher,
-    filled: u64,
-}
-
-/// A content that is whole and verified, still nameless.
-pub(super) struct Staged<V: Vfs> {
-    pub(super) file: V::File,
-    pub(super) hash: Hash,
-    pub(super) size: u64,
-}
-
-enum Progress<V: Vfs> {
+pub(super) enum Progress<V: Vfs> {
     /// To be planned (again).
     New,
     /// Content is on its way.
     Building(Box<Building<V>>),
     /// Content is here.
-    Staged(Staged<V>),
+    Staged(Box<Staged<V>>),
 }
 
-struct Work<V: Vfs> {
-    seq: u64,
-    progress: Progress<V>,
+pub(super) struct Work<V: Vfs> {
+    pub(super) seq: u64,
+    pub(super) progress: Progress<V>,
+    /// This disk turned out not to have the content.
+    pub(super) no_local: bool,
+    pub(super) removal: Removal,
+}
+
+/// Whether a path's removal may wait, so that its content is there for another name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Removal {
+    /// It was not asked.
+    Unasked,
+    /// It waits.
+    Deferred,
+    /// It waited long enough.
+    Due,
 }
 
 struct Stuck {
@@ -86,14 +89,18 @@ struct Stuck {
 pub(super) struct Applier<V: Vfs> {
     /// The journal is read up to here.
     position: u64,
-    window: BTreeMap<TreePath, Work<V>>,
+    /// Where the journal had been read to at the end of the last call.
+    position_before: u64,
+    pub(super) window: BTreeMap<TreePath, Work<V>>,
     stuck: BTreeMap<TreePath, Stuck>,
     offered: BTreeMap<TreePath, Vec<u8>>,
     offered_bytes: usize,
-    wants: BTreeMap<WantId, TreePath>,
-    next_want: WantId,
+    pub(super) wants: BTreeMap<WantId, TreePath>,
+    pub(super) next_want: WantId,
     /// A path was taken up that the current round has not planned.
-    grown: bool,
+    pub(super) grown: bool,
+    /// Bytes that this call may still copy on this disk.
+    pub(super) copy_left: u64,
     /// Since when staged contents wait for others.
     held_since: Option<Time>,
     /// Opened before the batch's first write (LINUX.md §11).
@@ -104,6 +111,7 @@ impl<V: Vfs> Applier<V> {
     pub(super) const fn new(position: u64) -> Self {
         Self {
             position,
+            position_before: position,
             window: BTreeMap::new(),
             stuck: BTreeMap::new(),
             offered: BTreeMap::new(),
@@ -111,6 +119,7 @@ impl<V: Vfs> Applier<V> {
             wants: BTreeMap::new(),
             next_want: 0,
             grown: false,
+            copy_left: 0,
             held_since: None,
             sync: None,
         }
@@ -141,6 +150,11 @@ impl<V: Vfs> Applier<V> {
         self.window.is_empty() && self.position >= head
     }
 
+    /// Whether a path failed and waits to be tried again.
+    pub(super) fn is_stuck(&self, path: &TreePath) -> bool {
+        self.stuck.contains_key(path)
+    }
+
     /// Whether a path is under work, or could not be worked on.
     pub(super) fn holds(&self, path: &TreePath) -> bool {
         self.window.contains_key(path) || self.stuck.contains_key(path)
@@ -159,8 +173,51 @@ impl<V: Vfs> Applier<V> {
     pub(super) fn revisit(&mut self, path: &TreePath, seq: u64) {
         self.window.entry(path.clone()).or_insert_with(|| {
             self.grown = true;
-            Work { seq: seq.max(1), progress: Progress::New }
+            Work { seq: seq.max(1), progress: Progress::New, no_local: false, removal: Removal::Unasked }
         });
+    }
+
+    pub(super) fn set_progress(&mut self, path: &TreePath, progress: Progress<V>) {
+        if let Some(work) = self.window.get_mut(path) {
+            work.progress = progress;
+        }
+    }
+
+    /// Whether a path's removal waits.
+    pub(super) fn is_deferred(&self, path: &TreePath) -> bool {
+        self.window.get(path).is_some_and(|work| work.removal == Removal::Deferred)
+    }
+
+    /// Lets a removal wait; says whether it does.
+    fn defer(&mut self, path: &TreePath) -> bool {
+        match self.window.get_mut(path) {
+            Some(work) if work.removal == Removal::Unasked => {
+                work.removal = Removal::Deferred;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A removal that waited is done: it is looked at with the next round.
+    pub(super) fn release_path(&mut self, path: &TreePath) {
+        if let Some(work) = self.window.get_mut(path) {
+            work.removal = Removal::Due;
+        }
+    }
+
+    fn deferred(&self) -> usize {
+        self.window.values().filter(|work| work.removal == Removal::Deferred).count()
+    }
+
+    /// Ends the wait of removals, a window of them; says whether any waited.
+    fn release(&mut self) -> bool {
+        let mut due = self.window.values_mut().filter(|work| work.removal == Removal::Deferred).take(WINDOW_PATHS);
+        let mut any = false;
+        for work in &mut due {
+            (work.removal, any) = (Removal::Due, true);
+        }
+        any
     }
 
     /// Keeps a content that came with its announcement, as long as there is room.
@@ -173,7 +230,7 @@ impl<V: Vfs> Applier<V> {
         }
     }
 
-    fn take_offer(&mut self, path: &TreePath) -> Option<Vec<u8>> {
+    pub(super) fn take_offer(&mut self, path: &TreePath) -> Option<Vec<u8>> {
         let content = self.offered.remove(path)?;
         self.offered_bytes -= content.len();
         Some(content)
@@ -181,7 +238,7 @@ impl<V: Vfs> Applier<V> {
 }
 
 /// What has to be done at a path.
-enum Plan {
+pub(super) enum Plan {
     /// Nothing (any more).
     Done,
     /// Another path first, or content is on its way.
@@ -203,6 +260,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Vec::new());
         }
         let mut wants = Vec::new();
+        self.apply.copy_left = content::COPY_BYTES_MAX;
+        // Whether nothing new was announced since the last call.
+        let still = self.index.meta().head == self.apply.position_before;
+        self.apply.position_before = self.index.meta().head;
         loop {
             for (path, seq) in self.index.take_turned() {
                 self.take_up(&path, seq);
@@ -214,8 +275,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             let place = self.enter()?;
             self.apply.grown = false;
+            self.copy_all_on()?;
             let ops = self.plan_window(&place, &mut wants)?;
             if ops.is_empty() && !self.apply.grown {
+                if self.release_removals(still) {
+                    continue;
+                }
                 return Ok(wants);
             }
             if !self.perform(&place, ops)? {
@@ -225,8 +290,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
+    /// Nothing else can be done: removals that waited are carried out, many of them once nothing new
+    /// is announced. Says whether there are any.
+    fn release_removals(&mut self, still: bool) -> bool {
+        let deferred = self.apply.deferred();
+        if deferred > DEFERRED_FEW && deferred < DEFERRED_MAX && !still {
+            return false;
+        }
+        let any = self.apply.release();
+        if deferred <= WINDOW_PATHS {
+            self.motion.nothing_leaves();
+        }
+        any
+    }
+
     fn fill_window(&mut self) -> Result<(), TreeError> {
-        while self.apply.window.len() < WINDOW_PATHS {
+        let deferred = self.apply.deferred();
+        if deferred >= DEFERRED_MAX {
+            return Ok(());
+        }
+        while self.apply.window.len() < WINDOW_PATHS + deferred {
             let rows = self.index.journal(self.apply.position, WINDOW_PATHS)?;
             let Some((last, _)) = rows.last() else {
                 self.apply.position = self.index.meta().head;
@@ -257,8 +340,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn plan_window(&mut self, place: &Place<V>, wants: &mut Vec<Want>) -> Result<Vec<Op<V>>, TreeError> {
         let mut ops = Vec::new();
         let hold = self.holds_staged();
-        let paths: Vec<TreePath> = self.apply.window.keys().cloned().collect();
-        for path in paths {
+        // What is to go comes first, for its content may be wanted under another name; then in the
+        // order of the journal.
+        let due = self.apply.window.iter().filter(|(_, work)| work.removal != Removal::Deferred);
+        let mut paths: Vec<(bool, u64, TreePath)> = Vec::new();
+        for (path, work) in due {
+            let goes = work.removal == Removal::Unasked && goes(&self.index.row(path)?);
+            paths.push((!goes, work.seq, path.clone()));
+        }
+        paths.sort_unstable();
+        for (_, _, path) in paths {
             match self.apply.window.get(&path).map(|w| &w.progress) {
                 Some(Progress::Building(_)) => continue,
                 Some(Progress::Staged(_)) if hold => continue,
@@ -280,7 +371,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Plan::Fail(reason) => self.fail(&path, reason),
                 Plan::Do(kind) => {
                     let staged = match self.apply.window.remove(&path).map(|w| (w.seq, w.progress)) {
-                        Some((_, Progress::Staged(staged))) => Some(staged),
+                        Some((_, Progress::Staged(staged))) => Some(*staged),
                         _ => None,
                     };
                     let view = self.index.view(&path, &row)?;
@@ -373,7 +464,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return match shown {
                 None => Ok(Plan::Done),
                 Some(Value::Dir) => self.plan_removal(place, path),
-                Some(_) => Ok(Plan::Do(OpKind::Displace)),
+                Some(value) => {
+                    if let (_, Some(hash)) = content_of(value)
+                        && self.apply.defer(path)
+                    {
+                        self.motion.leave(hash, path);
+                        return Ok(Plan::Wait);
+                    }
+                    Ok(Plan::Do(OpKind::Displace))
+                }
             };
         };
         if shown == Some(&view.value) {
@@ -395,7 +494,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (Value::Special { .. }, _) => Ok(Plan::Fail("special files are not in this version".into())),
             (_, Some(Value::Dir)) => self.plan_removal(place, path),
             (Value::Symlink { .. }, _) => Ok(Plan::Do(OpKind::Put)),
-            (Value::File { size, hash }, _) => self.plan_content(place, path, (*hash, *size), wants),
+            (Value::File { .. }, _) => self.plan_content(place, path, row, view, wants),
         }
     }
 
@@ -427,156 +526,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(Plan::Do(OpKind::RemoveDir))
     }
 
-    /// Content comes with the announcement, from this node's own tree or vault, or is asked for.
-    fn plan_content(
-        &mut self,
-        place: &Place<V>,
-        path: &TreePath,
-        (hash, size): (Hash, u64),
-        wants: &mut Vec<Want>,
-    ) -> Result<Plan, TreeError> {
-        if let Some(Work { progress: Progress::Staged(staged), .. }) = self.apply.window.get(path)
-            && staged.hash == hash
-        {
-            return Ok(Plan::Do(OpKind::Put));
-        }
-        let building = match self.start_building(place, path, hash, size) {
-            Ok(building) => building,
-            Err(error) => return Ok(Plan::Fail(format!("cannot be staged: {error}"))),
-        };
-        let id = building.want;
-        if let Some(work) = self.apply.window.get_mut(path) {
-            work.progress = Progress::Building(Box::new(building));
-        }
-        self.apply.wants.insert(id, path.clone());
-        if let Some(content) = self.apply.take_offer(path)
-            && Hash(*blake3::hash(&content).as_bytes()) == hash
-        {
-            self.receive(id, 0, &content, true)?;
-        } else if let Ok(source) = self.open_content(path, hash) {
-            self.copy_local(id, &source)?;
-        } else if size == 0 {
-            self.receive(id, 0, &[], true)?;
-        } else {
-            wants.push(Want { id, path: path.clone(), hash, size });
-            return Ok(Plan::Wait);
-        }
-        match self.apply.window.get(path) {
-            Some(Work { progress: Progress::Staged(_), .. }) => Ok(Plan::Do(OpKind::Put)),
-            _ => Ok(Plan::Wait),
-        }
-    }
-
-    fn start_building(
-        &mut self,
-        place: &Place<V>,
-        path: &TreePath,
-        hash: Hash,
-        size: u64,
-    ) -> std::io::Result<Building<V>> {
-        if self.apply.sync.is_none() {
-            self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
-        }
-        let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
-        let file = match self.vfs.create_temp(&dir) {
-            // It gets its name while the directory is open for us.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.vfs.create_temp(&place.staging)?
-            }
-            other => other?,
-        };
-        Ok(Building { want: self.next_want(), hash, size, file, hasher: blake3::Hasher::new(), filled: 0 })
-    }
-
-    fn copy_local(&mut self, id: WantId, source: &V::File) -> Result<(), TreeError> {
-        let mut buffer = vec![0; 128 * 1024];
-        let mut offset = 0;
-        loop {
-            match self.vfs.read_at(source, offset, &mut buffer) {
-                Ok(0) => return self.receive(id, offset, &[], true),
-                Ok(n) => self.receive(id, offset, &buffer[..n], false)?,
-                Err(error) => return self.missing(id, &format!("the local copy cannot be read: {error}")),
-            }
-            offset = self.filled(id);
-        }
-    }
-
-    fn filled(&self, id: WantId) -> u64 {
-        match self.apply.wants.get(&id).and_then(|p| self.apply.window.get(p)) {
-            Some(Work { progress: Progress::Building(b), .. }) => b.filled,
-            _ => u64::MAX,
-        }
-    }
-
-    /// Takes a piece of content that was asked for; the last one verifies the whole.
-    ///
-    /// # Errors
-    /// [`TreeError`]; content that is not what was asked for is a problem of its path.
-    pub fn receive(&mut self, id: WantId, offset: u64, bytes: &[u8], last: bool) -> Result<(), TreeError> {
-        if self.fetches.contains_key(&id) {
-            return self.receive_fetch(id, offset, bytes, last);
-        }
-        let Some(path) = self.apply.wants.get(&id).cloned() else { return Ok(()) };
-        let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(&path) else {
-            return Ok(());
-        };
-        if offset != building.filled || building.filled + bytes.len() as u64 > building.size {
-            return self.missing(id, "the content came in the wrong order or too long");
-        }
-        if let Err(error) = self.vfs.write_at(&building.file, offset, bytes) {
-            return self.missing(id, &format!("cannot be staged: {error}"));
-        }
-        building.hasher.update(bytes);
-        building.filled += bytes.len() as u64;
-        if !last {
-            return Ok(());
-        }
-        if Hash(*building.hasher.finalize().as_bytes()) != building.hash {
-            return self.missing(id, "the content changed while it was sent");
-        }
-        self.apply.wants.remove(&id);
-        let Some(work) = self.apply.window.remove(&path) else { return Ok(()) };
-        if let Progress::Building(done) = work.progress {
-            let staged = Staged { file: done.file, hash: done.hash, size: done.size };
-            self.apply.window.insert(path, Work { seq: work.seq, progress: Progress::Staged(staged) });
-        }
-        Ok(())
-    }
-
-    /// A content cannot be had now: its path is a problem, tried again later.
-    ///
-    /// # Errors
-    /// [`TreeError`].
-    pub fn missing(&mut self, id: WantId, reason: &str) -> Result<(), TreeError> {
-        self.fetches.remove(&id);
-        if let Some(path) = self.apply.wants.remove(&id) {
-            self.fail(&path, reason.to_owned());
-        }
-        Ok(())
-    }
-
-    /// The peer that was asked is gone: the content is asked for again under another number, but
-    /// for a fetch, which ends.
-    pub fn forget_want(&mut self, id: WantId) {
-        self.fetches.remove(&id);
-        if let Some(path) = self.apply.wants.remove(&id)
-            && let Some(work) = self.apply.window.get_mut(&path)
-        {
-            work.progress = Progress::New;
-        }
-    }
-
-    /// Whether more of this content is awaited.
-    pub fn is_wanted(&self, id: WantId) -> bool {
-        self.apply.wants.contains_key(&id) || self.fetches.contains_key(&id)
-    }
-
-    /// A number for another want.
-    pub(super) const fn next_want(&mut self) -> WantId {
-        self.apply.next_want += 1;
-        self.apply.next_want
-    }
-
     /// Lists a path as a problem and takes it out of the window until it is time to try again.
     pub(super) fn fail(&mut self, path: &TreePath, reason: String) {
         let now = self.now();
@@ -600,22 +549,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// Whether a content will be here by itself: it is on its way, or the path is to show it.
-    ///
-    /// # Errors
-    /// The store's.
-    pub fn awaits(&self, path: &TreePath, hash: Hash) -> Result<bool, TreeError> {
-        if self.is_on_its_way(hash) {
-            return Ok(true);
-        }
-        let row = self.index.row(path)?;
-        let shows = |value: &Value| matches!(value, Value::File { hash: of, .. } if *of == hash);
-        let wanted = view::own(&row.entry).is_some_and(shows) && row.live_children == 0;
-        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| shows(&s.value));
-        let kept_off = self.apply.stuck.contains_key(path) || self.options.ignore.ignored(path, false);
-        Ok(wanted && !shown && !kept_off)
-    }
-
     /// When the next stuck path is to be tried again.
     pub fn next_retry(&self) -> Option<Time> {
         self.apply.stuck.values().map(|s| s.retry_at).min()
@@ -628,6 +561,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Stores what a path shows now.
     pub(super) fn store_shown(&mut self, path: &TreePath, row: &mut EntryRow, shown: ShownRow) {
+        let before = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
+        self.note_content(path, before, shown.shown.state.as_ref());
         row.shown = Some(shown);
         row.pairing = Pairing::No;
         self.index.put_row(path, row);
@@ -653,4 +588,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.clear_problem(path);
         }
     }
+}
+
+/// Whether something is shown where nothing is to be any more.
+fn goes(row: &EntryRow) -> bool {
+    row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) && !index::is_live(row)
 }

@@ -119,7 +119,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             stamp: Some(found.stamp),
             shown: known.shown.clone(),
         };
-        self.index.put_other(rows::vault_key(path, id), &row);
+        self.put_version(path, id, &row);
         if open && self.late.len() < LATE_MAX {
             self.late.insert(id, path.clone());
         }
@@ -165,7 +165,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                         row = VaultRow { size: size.unwrap_or(0), hash, reason: "conflict".into(), ..row };
                     }
                     row = VaultRow { open: false, state: found.state, stamp: Some(found.stamp), ..row };
-                    self.index.put_other(key, &row);
+                    self.put_version(&path, id, &row);
                     self.late.remove(&id);
                 }
                 Look::Busy => {}

@@ -7,11 +7,10 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Announcement;
 use pleach_protocol::version::{Actor, NodeId};
 
-use super::{Tree, TreeError, displace};
+use super::{Tree, TreeError};
 use crate::index;
 use crate::kv::Kv;
-use crate::root::{self, PRIVATE};
-use crate::rows::{self, CursorRow, VaultRow};
+use crate::rows::{self, CursorRow};
 use crate::vfs::Vfs;
 
 /// Journal rows looked at for one batch.
@@ -29,6 +28,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The store's.
     pub fn cursor(&self, peer: NodeId) -> Result<Option<([u8; 16], u64)>, TreeError> {
         Ok(self.index.cursor(peer)?.map(|c| (c.incarnation, c.merged)))
+    }
+
+    /// A session with a peer begins: what it is known to have merged counts as heard.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn greet(&mut self, peer: NodeId) -> Result<(), TreeError> {
+        let merged = self.index.cursor(peer)?.map_or(0, |cursor| cursor.peer_merged);
+        self.heard = self.heard.max(merged);
+        Ok(())
     }
 
     /// Reads what a peer has not heard behind `after`, about `bytes_max` of it. Only what is durable.
@@ -65,7 +74,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn inline_content(&self, path: &TreePath, row: &rows::EntryRow) -> Option<Vec<u8>> {
         let state = row.shown.as_ref()?.shown.state.as_ref()?;
         let Value::File { size, hash } = &state.value else { return None };
-        if *size > INLINE_BYTES_MAX || pleach_protocol::view::own(&row.entry) != Some(&state.value) {
+        let own = pleach_protocol::view::own(&row.entry) == Some(&state.value);
+        if *size > INLINE_BYTES_MAX || !own || self.has_departed(*hash) {
             return None;
         }
         let bytes = self.read_content(path, *hash, 0, usize::try_from(*size).ok()?).ok()?;
@@ -111,6 +121,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The store's.
     pub fn peer_merged(&mut self, peer: NodeId, seq: u64) -> Result<(), TreeError> {
         let cursor = self.index.cursor(peer)?.unwrap_or_default();
+        self.heard = self.heard.max(seq);
         if cursor.peer_merged < seq {
             self.index.put_cursor_later(peer, &CursorRow { peer_merged: seq, ..cursor });
         }
@@ -134,35 +145,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         buffer.truncate(filled);
         Ok(buffer)
-    }
-
-    /// Opens a content by path and hash.
-    pub(super) fn open_content(&self, path: &TreePath, hash: Hash) -> io::Result<V::File> {
-        let missing = || io::Error::from_raw_os_error(libc::ENOENT);
-        let row = self.index.row(path).map_err(io::Error::other)?;
-        let has = |value: &Value| matches!(value, Value::File { hash: h, .. } if *h == hash);
-        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| has(&s.value));
-        let root = self.vfs.root()?;
-        if shown
-            && let Ok(dir) = self.vfs.open_path(&root, &path.parent().unwrap_or_default())
-            && let Ok(file) = self.vfs.open_file(&dir, path.name())
-        {
-            let stamp = self.vfs.stat_file(&file)?;
-            if row.shown.and_then(|s| s.stamp).is_some_and(|s| s.size == stamp.size && s.mtime == stamp.mtime) {
-                return Ok(file);
-            }
-        }
-        let (start, end) = rows::vault_range(path);
-        let vaulted: Vec<(Vec<u8>, VaultRow)> =
-            self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?;
-        for (key, _) in vaulted.iter().rev().filter(|(_, row)| row.hash == Some(hash)) {
-            let (_, id) = rows::key_vault(key).ok_or_else(missing)?;
-            let vault = self.vfs.open_dir(&self.vfs.open_dir(&root, PRIVATE)?, root::VAULT)?;
-            if let Ok(file) = self.vfs.open_file(&vault, &displace::id_name(id)) {
-                return Ok(file);
-            }
-        }
-        Err(missing())
     }
 
     /// How many changes lie behind a position of the journal, and the bytes of their files: counted up

@@ -51,7 +51,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                         tracing::warn!(path = %path, %error, "an expired version cannot be removed");
                     }
                     _ => {
-                        self.index.delete(key);
+                        self.forget_version(&path, id, (row.size, row.hash));
                         gone += 1;
                     }
                 }

@@ -11,7 +11,7 @@ use pleach_protocol::view::State;
 use super::displace::id_name;
 use super::{Tree, TreeError, Want, WantId};
 use crate::kv::Kv;
-use crate::rows::{self, VaultRow};
+use crate::rows::VaultRow;
 use crate::vfs::Vfs;
 
 /// Why such a row is in the vault.
@@ -100,7 +100,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             stamp: None,
             shown: Shown::default(),
         };
-        self.index.put_other(rows::vault_key(&fetch.path, number), &row);
+        self.put_version(&fetch.path, number, &row);
         self.arrivals += 1;
         Ok(())
     }

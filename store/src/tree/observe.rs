@@ -148,6 +148,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Observation::Shows(shown) => {
                 row.pairing = Pairing::No;
+                self.note_content(path, old.shown.state.as_ref(), shown.state.as_ref());
                 row.shown = Some(ShownRow { shown, stamp, provisional });
                 self.index.put_row(path, &row);
                 // An adopted file may still differ in time or mode.
@@ -160,6 +161,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let disk = disk.map(|(s, c)| {
                     (s, if c == pleach_protocol::time::Time::default() { ctime_of_dir.unwrap_or(c) } else { c })
                 });
+                if found.is_none() {
+                    self.note_departure(&row, old.shown.state.as_ref());
+                }
                 let (minted, shown) = self.mint(path, &row, &old.shown, disk, pairing)?;
                 row = minted;
                 shown
@@ -170,6 +174,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.record(path, row.seq, old.shown.state.as_ref(), disk, writer);
         }
         row.pairing = Pairing::No;
+        self.note_content(path, old.shown.state.as_ref(), shown.state.as_ref());
         row.shown = Some(ShownRow { shown, stamp, provisional });
         self.index.put_row(path, &row);
         self.index.commit_if_large()?;

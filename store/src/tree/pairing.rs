@@ -75,6 +75,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let Some((last, _)) = found.last() else { break };
             after = Some(last.clone());
             for (path, row) in found.into_iter().filter(|(_, row)| row.shown.is_some()) {
+                self.note_content(&path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
                 self.index.put_row(&path, &EntryRow { shown: None, pairing: Pairing::ByTime, ..row });
             }
             self.index.commit_if_large()?;

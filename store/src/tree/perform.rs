@@ -3,18 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use pleach_protocol::entry::{Content, Value};
+use pleach_protocol::entry::{Content, Hash, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::view::{self, State, default_mode};
 
-use super::apply::Staged;
+use super::content::{Source, Staged};
 use super::displace::id_name;
 use super::{Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::stamp_of;
 use crate::root::Place;
-use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
+use crate::rows::{self, EntryRow, Holder, Intent, IntentOp, ShownRow, Space, Stamp};
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
 
 /// Up to this many files are made durable one by one; more by one syncfs (LINUX.md §11).
@@ -53,6 +53,19 @@ pub(super) struct Op<V: Vfs> {
 }
 
 impl<V: Vfs> Op<V> {
+    /// Where the inode that gets the name comes from, for one that has a name already.
+    fn source(&self) -> Option<&Source> {
+        self.staged.as_ref()?.source.as_ref()
+    }
+
+    /// The path in the tree that it comes from.
+    fn moved_from(&self) -> Option<&TreePath> {
+        match &self.source()?.holder {
+            Holder::Tree(from) => Some(from),
+            Holder::Vault(..) => None,
+        }
+    }
+
     /// What the disk shows once it is carried out.
     fn leaves(&self) -> Option<State> {
         match self.kind {
@@ -129,6 +142,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut stamped = Vec::with_capacity(ops.len());
         for op in ops {
             let done = match (&op.staged, &op.view) {
+                // It has them, and its name is still a user's.
+                _ if op.moved_from().is_some() => Ok(()),
                 (Some(staged), Some(view)) => self.vfs.set_file_attributes(&staged.file, &self.attributes(view)),
                 _ => Ok(()),
             };
@@ -141,7 +156,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// What to set so that a file shows `view`.
-    fn attributes(&self, view: &State) -> SetAttributes {
+    pub(super) fn attributes(&self, view: &State) -> SetAttributes {
         let access = view.access.as_ref();
         SetAttributes {
             owner: access.filter(|_| self.owners).map(|a| (a.owner.id, a.group.id)),
@@ -171,12 +186,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             context: op.row.entry.context.clone(),
             state,
             inode,
+            from: op.source().map(|source| match &source.holder {
+                Holder::Tree(path) => (path.clone(), 0),
+                Holder::Vault(path, id) => (path.clone(), *id),
+            }),
         })
     }
 
     /// The directories whose children change, with their times from before.
     fn parents_before(&self, place: &Place<V>, ops: &[Op<V>]) -> Result<BTreeMap<TreePath, Option<Meta>>, TreeError> {
-        let dirs: BTreeSet<TreePath> = ops.iter().filter_map(|op| op.path.parent()).collect();
+        let paths = ops.iter().flat_map(|op| std::iter::once(&op.path).chain(op.moved_from()));
+        let dirs: BTreeSet<TreePath> = paths.filter_map(TreePath::parent).collect();
         let stat = |dir: &TreePath| {
             let handle = self.vfs.open_path(&place.root, dir).ok()?;
             self.vfs.stat_dir(&handle).ok()
@@ -272,6 +292,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn put(&self, place: &Place<V>, dir: &V::Dir, op: &Op<V>, id: u64) -> io::Result<Outcome> {
         let (name, staged_name) = (op.path.name(), id_name(id));
+        if let Some(source) = op.source() {
+            return self.move_in(place, dir, op, source);
+        }
         let replaces = op.row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
         if let (false, Some(staged)) = (replaces, &op.staged) {
             return match self.vfs.link_temp(&staged.file, dir, name) {
@@ -304,6 +327,43 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::Exchange)?;
             self.vfs.remove_file(&place.staging, &staged_name)?;
             return Ok(Outcome::Raced);
+        }
+        self.stamp_of_put(dir, op)
+    }
+
+    /// Gives an inode that has a name this one instead.
+    fn move_in(&self, place: &Place<V>, dir: &V::Dir, op: &Op<V>, source: &Source) -> io::Result<Outcome> {
+        let name = op.path.name();
+        let (from_dir, from) = match &source.holder {
+            Holder::Vault(_, id) => (None, id_name(*id)),
+            Holder::Tree(path) => {
+                let Some(holder) = self.open_parent(place, path)? else { return Ok(Outcome::Raced) };
+                let there = self.vfs.stat(&holder, path.name())?.map(|meta| stamp_of(&meta));
+                if there.is_none() || there != source.row.shown.as_ref().and_then(|shown| shown.stamp) {
+                    return Ok(Outcome::Raced);
+                }
+                (Some(holder), path.name().to_vec())
+            }
+        };
+        let from_dir = from_dir.as_ref().unwrap_or(&place.vault);
+        match self.vfs.rename(from_dir, &from, dir, name, RenameMode::NoReplace) {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
+                return Ok(Outcome::Raced);
+            }
+            Err(error) => return Err(error),
+        }
+        let expected = match &op.staged {
+            Some(staged) => Some(self.vfs.stat_file(&staged.file)?.inode),
+            None => None,
+        };
+        if self.vfs.stat(dir, name)?.map(|meta| meta.inode) != expected {
+            // Somebody put something else there just before: it goes back, where its name is still free.
+            return match self.vfs.rename(dir, name, from_dir, &from, RenameMode::NoReplace) {
+                Ok(()) => Ok(Outcome::Raced),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => Ok(Outcome::Raced),
+                Err(error) => Err(error),
+            };
         }
         self.stamp_of_put(dir, op)
     }
@@ -425,6 +485,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.rescue(place, &op, id)?;
                 self.observe_lost_parents(place, &op.path)?;
                 self.mark(&op.path, true, false);
+                if let Some(from) = op.moved_from() {
+                    self.mark(from, true, false);
+                }
                 return self.revisit(&op.path);
             }
             Err(error) => {
@@ -449,6 +512,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             };
             self.judge_displaced(place, &op.path, id, &op.row, reason)?;
         }
+        if let Some(staged) = &op.staged {
+            self.conclude_source(&op, (staged.size, staged.hash))?;
+        }
         self.arrivals += u64::from(op.kind == OpKind::Put);
         let value = |state: Option<&State>| state.map(|s| s.value.clone());
         let same_content = value(before.state.as_ref()) == value(state.as_ref());
@@ -462,15 +528,39 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if provisional {
             self.mark(&op.path, true, false);
         }
-        // A directory that waited for this removal, a conflict that came out, another round.
+        // A conflict that came out, another round.
         self.revisit(&op.path)?;
-        if op.view.is_none()
-            && let Some(dir) = op.path.parent().filter(|d| !d.is_root())
-            && self.index.view(&dir, &self.index.row(&dir)?)?.is_none()
-        {
-            self.revisit(&dir)?;
+        if op.view.is_none() { self.revisit_parent(&op.path) } else { Ok(()) }
+    }
+
+    /// A directory may have waited for the removal of what was in it.
+    fn revisit_parent(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        match path.parent().filter(|d| !d.is_root()) {
+            Some(dir) if self.index.view(&dir, &self.index.row(&dir)?)?.is_none() => self.revisit(&dir),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// An inode got another name: it is not any more where it was.
+    fn conclude_source(&mut self, op: &Op<V>, (size, hash): (u64, Hash)) -> Result<(), TreeError> {
+        match op.source().map(|source| &source.holder) {
+            None => Ok(()),
+            Some(Holder::Vault(path, id)) => {
+                self.forget_version(path, *id, (size, Some(hash)));
+                Ok(())
+            }
+            Some(Holder::Tree(from)) => {
+                let mut row = self.index.row(from)?;
+                let before = Self::shown(&row).state;
+                let writer = self.writer_of(&row.entry, false)?;
+                self.record(from, row.seq, before.as_ref(), None, writer);
+                let shown = Shown { context: row.entry.context.clone(), state: None };
+                self.store_shown(from, &mut row, ShownRow { shown, stamp: None, provisional: false });
+                self.apply.release_path(from);
+                self.revisit(from)?;
+                self.revisit_parent(from)
+            }
+        }
     }
 }
 

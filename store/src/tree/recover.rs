@@ -115,6 +115,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         }
         tracing::debug!(path = %intent.path, op = ?intent.op, "an intended change was found carried out");
+        if let Some(from) = &intent.from {
+            self.settle_source(place, from, &intent)?;
+        }
         let out = matches!(intent.op, IntentOp::Replace | IntentOp::Delete);
         if out && vaulted.is_some() {
             self.record_vaulted(place, &intent, &row)?;
@@ -132,6 +135,33 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.store_shown(&intent.path, &mut row, ShownRow { shown, stamp, provisional: true });
         self.restore_parent(place, &intent.path)?;
         self.revisit(&intent.path)
+    }
+
+    /// What a name was given to is not any more where it was.
+    fn settle_source(
+        &mut self,
+        place: &Place<V>,
+        (from, id): &(TreePath, u64),
+        intent: &Intent,
+    ) -> Result<(), TreeError> {
+        let disk = |source| TreeError::Disk { what: "settling an intended change", source };
+        if *id > 0 {
+            let content = intent.state.as_ref().map(|state| content_of(&state.value));
+            let (size, hash) = content.unwrap_or_default();
+            self.forget_version(from, *id, (size.unwrap_or(0), hash));
+            return Ok(());
+        }
+        let there = match self.open_parent(place, from).map_err(disk)? {
+            Some(dir) => self.vfs.stat(&dir, from.name()).map_err(disk)?,
+            None => None,
+        };
+        // Whatever took its place is a change of what was shown there.
+        if there.is_none() {
+            let mut row = self.index.row(from)?;
+            let shown = Shown { context: row.entry.context.clone(), state: None };
+            self.store_shown(from, &mut row, ShownRow { shown, stamp: None, provisional: false });
+        }
+        self.revisit(from)
     }
 
     /// Whether a symbolic link's exchange took place: staging holds what is not the intended target.
@@ -253,7 +283,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             stamp: Some(found.stamp),
             shown: Self::shown(row),
         };
-        self.index.put_other(rows::vault_key(path, id), &filed);
+        self.put_version(path, id, &filed);
         Ok(())
     }
 

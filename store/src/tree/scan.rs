@@ -103,7 +103,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         paths.extend(known.keys().filter(|p| !names.contains_key(p.name())).cloned());
-        paths.sort();
+        // What is gone comes first: what appeared may be the same under another name.
+        paths.sort_by_cached_key(|path| (names.contains_key(path.name()), path.clone()));
         let mut below = Vec::new();
         for child in paths {
             let row = known.get(&child).cloned().unwrap_or_default();
@@ -203,6 +204,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// A path became ignored: what was shown there, and beneath it, is forgotten, so that it pairs
     /// if it ever leaves the list, and nothing is deleted anywhere (DESIGN.md §2).
     fn forget_shown(&mut self, path: &TreePath, mut row: EntryRow) -> Result<(), TreeError> {
+        self.note_content(path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
         row.shown = None;
         row.pairing = Pairing::ByTime;
         self.index.put_row(path, &row);
@@ -212,6 +214,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let Some((last, _)) = rows.last() else { return Ok(()) };
             after = Some(last.clone());
             for (path, mut row) in rows.into_iter().filter(|(_, row)| row.shown.is_some()) {
+                self.note_content(&path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
                 row.shown = None;
                 row.pairing = Pairing::ByTime;
                 self.index.put_row(&path, &row);
@@ -271,6 +274,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.scan_due {
             self.scan()?;
         }
+        self.catch_up_with_gone()?;
         let due = std::mem::take(&mut self.dirty);
         if due.is_empty() {
             return Ok(Vec::new());
@@ -283,6 +287,29 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         Ok(busy)
+    }
+
+    /// Looks at those dirty paths first where nothing is any more: what appeared elsewhere may be the
+    /// same under another name, and then peers should hear of both in this order.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn catch_up_with_gone(&mut self) -> Result<(), TreeError> {
+        if self.dirty.len() < 2 {
+            return Ok(());
+        }
+        let place = self.enter()?;
+        let gone = |path: &TreePath| match self.open_parent(&place, path) {
+            Ok(Some(dir)) => self.vfs_lacks(&dir, path),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        let gone: Vec<TreePath> = self.dirty.keys().filter(|path| gone(path)).cloned().collect();
+        for path in gone {
+            self.dirty.remove(&path);
+            self.observe_in(&place, &path, false, false)?;
+        }
+        Ok(())
     }
 
     /// Looks at the direct children of one directory.

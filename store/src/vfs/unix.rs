@@ -376,6 +376,15 @@ impl Vfs for UnixVfs {
         file.0.write_all_at(data, offset)
     }
 
+    fn clone_content(&self, from: &UnixFile, to: &UnixFile) -> io::Result<bool> {
+        match rustix::fs::ioctl_ficlone(&to.0, &from.0) {
+            Ok(()) => Ok(true),
+            // Each file system has its own number for what it cannot share.
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY | Errno::NOSYS | Errno::PERM) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn finish_temp(&self, file: UnixFile) -> io::Result<UnixFile> {
         let reader = match reopen_for_reading(&file.0) {
             // The final mode may forbid its owner to read; nobody else can open a nameless file meanwhile.

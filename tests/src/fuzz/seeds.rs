@@ -134,6 +134,7 @@ fn stored() -> Vec<Vec<u8>> {
         context,
         state: Some(state(2)),
         inode: Some((5, time)),
+        from: Some((path("d/e"), 7)),
     };
     let row = rows::EntryRow {
         entry,

@@ -1,0 +1,291 @@
+//! The contents that the applier needs: they come with the announcement, are moved or copied from
+//! somewhere else on this disk, or are asked for.
+
+use pleach_protocol::entry::{Hash, Value};
+use pleach_protocol::path::TreePath;
+use pleach_protocol::view::{self, State};
+
+use super::apply::{Plan, Progress, Work};
+use super::perform::OpKind;
+use super::{Tree, TreeError, Want, WantId};
+use crate::kv::Kv;
+use crate::root::Place;
+use crate::rows::{EntryRow, Holder};
+use crate::vfs::Vfs;
+
+/// Bytes that one call of the applier copies from this disk: the owner has others to serve.
+pub(super) const COPY_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// A piece of a local copy.
+const PIECE_BYTES: usize = 128 * 1024;
+
+/// A content under construction: nameless, in the destination directory.
+pub(super) struct Building<V: Vfs> {
+    pub(super) want: WantId,
+    pub(super) hash: Hash,
+    pub(super) size: u64,
+    file: V::File,
+    hasher: blake3::Hasher,
+    filled: u64,
+    local: Option<Local<V>>,
+}
+
+/// A content of this disk that is copied.
+enum Local<V: Vfs> {
+    /// From here.
+    Copied(V::File),
+    /// It is there already, shared with its source: only read and verified.
+    Cloned,
+}
+
+/// Where the inode of a content that needs no copy is until it is moved.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub(super) holder: Holder,
+    /// The row of its path, for one in the tree.
+    pub(super) row: EntryRow,
+}
+
+/// A content that is whole and verified: nameless, or to be moved from its source.
+pub(super) struct Staged<V: Vfs> {
+    pub(super) file: V::File,
+    pub(super) hash: Hash,
+    pub(super) size: u64,
+    pub(super) source: Option<Source>,
+}
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Content comes with the announcement, is moved or copied on this disk, or is asked for.
+    pub(super) fn plan_content(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        row: &EntryRow,
+        view: &State,
+        wants: &mut Vec<Want>,
+    ) -> Result<Plan, TreeError> {
+        let Value::File { size, hash } = view.value else { return Ok(Plan::Wait) };
+        let Some(work) = self.apply.window.get(path) else { return Ok(Plan::Wait) };
+        if matches!(&work.progress, Progress::Staged(staged) if staged.hash == hash) {
+            return Ok(Plan::Do(OpKind::Put));
+        }
+        let no_local = work.no_local;
+        let offered = self.apply.take_offer(path).filter(|content| Hash(*blake3::hash(content).as_bytes()) == hash);
+        if offered.is_none()
+            && !no_local
+            && let Some(staged) = self.find_move(place, row, view)?
+        {
+            self.begin_batch(place)?;
+            self.apply.set_progress(path, Progress::Staged(Box::new(staged)));
+            return Ok(Plan::Do(OpKind::Put));
+        }
+        let mut building = match self.start_building(place, path, hash, size) {
+            Ok(building) => building,
+            Err(error) => return Ok(Plan::Fail(format!("cannot be staged: {error}"))),
+        };
+        let id = building.want;
+        if offered.is_none() && size > 0 && !no_local {
+            building.local = self.open_content(path, hash).ok().map(|source| {
+                match self.vfs.clone_content(&source, &building.file) {
+                    Ok(true) => Local::Cloned,
+                    _ => Local::Copied(source),
+                }
+            });
+        }
+        let local = building.local.is_some();
+        self.apply.set_progress(path, Progress::Building(Box::new(building)));
+        self.apply.wants.insert(id, path.clone());
+        if let Some(content) = offered {
+            self.receive(id, 0, &content, true)?;
+        } else if size == 0 {
+            self.receive(id, 0, &[], true)?;
+        } else if local {
+            self.copy_on(path)?;
+        } else {
+            wants.push(Want { id, path: path.clone(), hash, size });
+        }
+        match self.apply.window.get(path) {
+            Some(Work { progress: Progress::Staged(_), .. }) => Ok(Plan::Do(OpKind::Put)),
+            _ => Ok(Plan::Wait),
+        }
+    }
+
+    /// Opens the handle by which a batch is made durable, before its first write.
+    fn begin_batch(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+        if self.apply.sync.is_none() {
+            let opened = self.vfs.sync_handle(&place.root);
+            self.apply.sync = Some(opened.map_err(|source| TreeError::Disk { what: "opening the root", source })?);
+        }
+        Ok(())
+    }
+
+    fn start_building(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        hash: Hash,
+        size: u64,
+    ) -> std::io::Result<Building<V>> {
+        if self.apply.sync.is_none() {
+            self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
+        }
+        let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
+        let file = match self.vfs.create_temp(&dir) {
+            // It gets its name while the directory is open for us.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                self.vfs.create_temp(&place.staging)?
+            }
+            other => other?,
+        };
+        let hasher = blake3::Hasher::new();
+        Ok(Building { want: self.next_want(), hash, size, file, hasher, filled: 0, local: None })
+    }
+
+    /// Carries the local copies on, within what one call may copy.
+    pub(super) fn copy_all_on(&mut self) -> Result<(), TreeError> {
+        let copying = |work: &Work<V>| matches!(&work.progress, Progress::Building(b) if b.local.is_some());
+        let paths: Vec<TreePath> =
+            self.apply.window.iter().filter(|(_, work)| copying(work)).map(|(path, _)| path.clone()).collect();
+        paths.iter().try_for_each(|path| self.copy_on(path))
+    }
+
+    /// Whether a local copy goes on at the next call of the applier.
+    pub fn is_copying(&self) -> bool {
+        self.apply.window.values().any(|w| matches!(&w.progress, Progress::Building(b) if b.local.is_some()))
+    }
+
+    /// Copies on from this disk. What turns out to be something else than the content is asked for.
+    fn copy_on(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        while self.apply.copy_left > 0 {
+            let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(path) else {
+                return Ok(());
+            };
+            let (from, copied) = match &building.local {
+                Some(Local::Copied(source)) => (source, true),
+                Some(Local::Cloned) => (&building.file, false),
+                None => return Ok(()),
+            };
+            let read = match self.vfs.read_at(from, building.filled, &mut buffer) {
+                Ok(read) => building.filled.checked_add(read as u64).filter(|end| *end <= building.size).map(|_| read),
+                Err(_) => None,
+            };
+            let written = read.filter(|n| {
+                !copied || *n == 0 || self.vfs.write_at(&building.file, building.filled, &buffer[..*n]).is_ok()
+            });
+            match written {
+                Some(0) if building.filled == building.size => {
+                    let id = building.want;
+                    let whole = Hash(*building.hasher.finalize().as_bytes()) == building.hash;
+                    return if whole { self.finish_building(id) } else { self.ask_instead(path) };
+                }
+                None | Some(0) => return self.ask_instead(path),
+                Some(n) => {
+                    building.hasher.update(&buffer[..n]);
+                    building.filled += n as u64;
+                    self.apply.copy_left = self.apply.copy_left.saturating_sub(n as u64);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The source of a local copy changed under it: the content is asked for.
+    fn ask_instead(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        if let Some(work) = self.apply.window.get_mut(path) {
+            if let Progress::Building(building) = &work.progress {
+                self.apply.wants.remove(&building.want);
+            }
+            (work.progress, work.no_local) = (Progress::New, true);
+            self.apply.grown = true;
+        }
+        Ok(())
+    }
+
+    /// Takes a piece of content that was asked for; the last one verifies the whole.
+    ///
+    /// # Errors
+    /// [`TreeError`]; content that is not what was asked for is a problem of its path.
+    pub fn receive(&mut self, id: WantId, offset: u64, bytes: &[u8], last: bool) -> Result<(), TreeError> {
+        if self.fetches.contains_key(&id) {
+            return self.receive_fetch(id, offset, bytes, last);
+        }
+        let Some(path) = self.apply.wants.get(&id).cloned() else { return Ok(()) };
+        let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(&path) else {
+            return Ok(());
+        };
+        if offset != building.filled || building.filled + bytes.len() as u64 > building.size {
+            return self.missing(id, "the content came in the wrong order or too long");
+        }
+        if let Err(error) = self.vfs.write_at(&building.file, offset, bytes) {
+            return self.missing(id, &format!("cannot be staged: {error}"));
+        }
+        building.hasher.update(bytes);
+        building.filled += bytes.len() as u64;
+        if !last {
+            return Ok(());
+        }
+        if Hash(*building.hasher.finalize().as_bytes()) != building.hash {
+            return self.missing(id, "the content changed while it was sent");
+        }
+        self.finish_building(id)
+    }
+
+    /// A content is whole and verified.
+    fn finish_building(&mut self, id: WantId) -> Result<(), TreeError> {
+        let Some(path) = self.apply.wants.remove(&id) else { return Ok(()) };
+        let Some(work) = self.apply.window.remove(&path) else { return Ok(()) };
+        if let Progress::Building(done) = work.progress {
+            let staged = Staged { file: done.file, hash: done.hash, size: done.size, source: None };
+            self.apply.window.insert(path, Work { progress: Progress::Staged(Box::new(staged)), ..work });
+        }
+        Ok(())
+    }
+
+    /// A content cannot be had now: its path is a problem, tried again later.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn missing(&mut self, id: WantId, reason: &str) -> Result<(), TreeError> {
+        self.fetches.remove(&id);
+        if let Some(path) = self.apply.wants.remove(&id) {
+            self.fail(&path, reason.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The peer that was asked is gone: the content is asked for again under another number, but
+    /// for a fetch, which ends.
+    pub fn forget_want(&mut self, id: WantId) {
+        self.fetches.remove(&id);
+        if let Some(path) = self.apply.wants.remove(&id) {
+            self.apply.set_progress(&path, Progress::New);
+        }
+    }
+
+    /// Whether more of this content is awaited.
+    pub fn is_wanted(&self, id: WantId) -> bool {
+        self.apply.wants.contains_key(&id) || self.fetches.contains_key(&id)
+    }
+
+    /// A number for another want.
+    pub(super) const fn next_want(&mut self) -> WantId {
+        self.apply.next_want += 1;
+        self.apply.next_want
+    }
+
+    /// Whether a content will be here by itself: it is on its way, or the path is to show it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn awaits(&self, path: &TreePath, hash: Hash) -> Result<bool, TreeError> {
+        if self.is_on_its_way(hash) {
+            return Ok(true);
+        }
+        let row = self.index.row(path)?;
+        let shows = |value: &Value| matches!(value, Value::File { hash: of, .. } if *of == hash);
+        let wanted = view::own(&row.entry).is_some_and(shows) && row.live_children == 0;
+        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| shows(&s.value));
+        let kept_off = self.apply.is_stuck(path) || self.options.ignore.ignored(path, false);
+        Ok(wanted && !shown && !kept_off)
+    }
+}
