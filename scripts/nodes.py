@@ -14,7 +14,7 @@ def binary():
     if os.environ.get("PLEACH"):
         return os.environ["PLEACH"]
     subprocess.run(["cargo", "build", "--release", "--locked", "-p", "pleach-agent"], cwd=TOP, check=True)
-    return os.path.join(TOP, "target", "release", "pleach")
+    return os.path.join(os.environ.get("CARGO_TARGET_DIR") or os.path.join(TOP, "target"), "release", "pleach")
 
 
 def free_port():
