@@ -36,8 +36,12 @@ class Relay:
                 if not self.opened:
                     near.close()
                     continue
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.to))
+                except OSError:
+                    near.close()
+                    continue
                 self.first = self.first or time.perf_counter()
-                far = socket.create_connection(("127.0.0.1", self.to))
                 self.lines += [near, far]
             for source, target in ((near, far), (far, near)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
