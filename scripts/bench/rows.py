@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shlex
 import subprocess
 import time
 
@@ -284,7 +285,8 @@ def paired(lab, count):
 def walk(top):
     """Seconds of one walk that stats every entry, two `find` at a time over the folders at the top."""
     begun = time.perf_counter()
-    subprocess.run(f"find {top} -mindepth 1 -maxdepth 1 -name 'p*' -print0 | xargs -0 -P2 -n1 -I% find % -links 0", shell=True, check=True)
+    tops = f"find {shlex.quote(top)} -mindepth 1 -maxdepth 1 -name 'p*' -print0"
+    subprocess.run(f"{tops} | xargs -0 -P2 -I% find % -links 0", shell=True, check=True)
     return time.perf_counter() - begun
 
 
