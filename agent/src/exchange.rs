@@ -16,7 +16,10 @@ use pleach_store::kv::Kv;
 use pleach_store::tree::{Tree, TreeError, Want, WantId};
 use pleach_store::vfs::Vfs;
 
+mod barrier;
 mod relay;
+
+pub use barrier::{Barrier, BarrierError};
 
 /// Batches merged here that wait to be applied, for each peer; further ones join the last.
 const TO_APPLY_MAX: usize = 1_024;
@@ -276,21 +279,14 @@ impl<T: Tell> Exchange<T> {
     }
 
     /// Asks a peer where its journal ends now; says whether it can be asked.
-    pub fn ask_head(&mut self, peer: NodeId, id: u64) -> bool {
+    fn ask_head(&mut self, peer: NodeId, id: u64) -> bool {
         let Some(stream) = self.peers.get_mut(&peer) else { return false };
         stream.state == StreamState::Open && stream.say(|tree| Input::AskHead { tree, id })
     }
 
     /// The answer, once it came.
-    pub fn head_told(&self, peer: NodeId, id: u64) -> Option<u64> {
+    fn head_told(&self, peer: NodeId, id: u64) -> Option<u64> {
         self.peers.get(&peer)?.heads.get(&id).copied()
-    }
-
-    /// Nobody waits for these answers any more.
-    pub fn forget_heads(&mut self, id: u64) {
-        for stream in self.peers.values_mut() {
-            stream.heads.remove(&id);
-        }
     }
 
     /// Whether a peer exchanges the tree.
@@ -304,12 +300,12 @@ impl<T: Tell> Exchange<T> {
     }
 
     /// How far our journal is applied there, and with how many paths stuck.
-    pub fn applied_there(&self, peer: NodeId) -> (u64, u32) {
+    fn applied_there(&self, peer: NodeId) -> (u64, u32) {
         self.peers.get(&peer).map(|s| (s.peer_applied, s.peer_stuck)).unwrap_or_default()
     }
 
     /// How far a peer's journal is applied here.
-    pub fn applied_here(&self, peer: NodeId) -> u64 {
+    fn applied_here(&self, peer: NodeId) -> u64 {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)
     }
 
@@ -317,7 +313,7 @@ impl<T: Tell> Exchange<T> {
     ///
     /// # Errors
     /// The store's.
-    pub fn left_for<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, now: Moment, peer: NodeId) -> Result<u64, TreeError> {
+    fn left_for<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, now: Moment, peer: NodeId) -> Result<u64, TreeError> {
         let Some(stream) = self.peers.get_mut(&peer) else { return Ok(0) };
         Ok(stream.count(tree, now, false)?.changes)
     }

@@ -3,14 +3,18 @@
 //! An [`Entry`] travels, merges and is stored whole. [`Entry::merge`] decides nothing and mints no
 //! dot; what a tree shows is [`crate::view`]'s answer, and [`crate::mint`] writes changes into it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::sorted::SortedMap;
 use crate::time::Time;
-use crate::version::{Dot, VersionVector};
+use crate::version::{Actor, Dot, VersionVector};
 
 /// The newest losers that a path lists. Source: CONTRACT.md, promise 1.
 pub const LOSERS_MAX: usize = 64;
+/// A context of more actors lets go of those that no register carries a dot of. Source: DESIGN.md §2.
+pub const CONTEXT_ACTORS_MAX: usize = 8;
 /// The longest symbolic link target. Source: `PATH_MAX`.
 pub const SYMLINK_BYTES_MAX: usize = 4096;
 
@@ -230,6 +234,21 @@ impl Entry {
         }
     }
 
+    /// Lets actors leave a context of more than [`CONTEXT_ACTORS_MAX`] that no register carries a dot
+    /// of; says whether any left. Only for a state that every peer has merged: one that has not
+    /// could bring back what the context remembers as superseded.
+    pub fn trim(&mut self) -> bool {
+        let before = self.context.len();
+        if before <= CONTEXT_ACTORS_MAX {
+            return false;
+        }
+        let content = self.content.keys().chain(self.losers.keys());
+        let carried: BTreeSet<Actor> =
+            content.chain(self.times.keys()).chain(self.access.keys()).map(|dot| dot.actor).collect();
+        self.context.retain(|actor| carried.contains(&actor));
+        self.context.len() < before
+    }
+
     /// Whether the registers are equal, whatever the contexts.
     #[must_use]
     pub fn same_registers(&self, other: &Self) -> bool {
@@ -264,4 +283,62 @@ fn merge_register<T: Clone>(
     let from_a = a.iter().filter(|(dot, _)| b.contains_key(dot) || !b_context.contains(**dot));
     let from_b = b.iter().filter(|(dot, _)| a.contains_key(dot) || !a_context.contains(**dot));
     from_a.chain(from_b).map(|(dot, sibling)| (*dot, sibling.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mint::{Shown, mint};
+    use crate::version::NodeId;
+    use crate::view::{State, access_by_number};
+
+    fn dot(node: u8, start: u64) -> Dot {
+        Dot { actor: Actor { node: NodeId([node; 32]), start }, counter: 1 }
+    }
+
+    fn file(content: u8) -> State {
+        State {
+            value: Value::File { size: 1, hash: Hash([content; 32]) },
+            mtime: Some(Time::new(i64::from(content), 0)),
+            access: Some(access_by_number(0o644, 0, 0)),
+        }
+    }
+
+    /// One file, edited in so many lives of a node.
+    fn edited(lives: u8) -> (Entry, Shown) {
+        let mut state = mint(None, &Shown::default(), Some(&file(0)), dot(1, 0), Rank(1), false);
+        for life in 1..lives {
+            state = mint(Some(&state.0), &state.1, Some(&file(life)), dot(1, u64::from(life)), Rank(1), false);
+        }
+        state
+    }
+
+    #[test]
+    fn a_context_of_many_actors_keeps_those_with_dots() {
+        let (mut entry, _) = edited(8);
+        assert!(!entry.trim() && entry.context.len() == 8);
+        let (mut entry, _) = edited(9);
+        let before = entry.clone();
+        assert!(entry.trim());
+        assert!(entry.same_registers(&before));
+        // The creation still dates the mode, the last edit the content.
+        assert_eq!(entry.context.iter().collect::<Vec<_>>(), [dot(1, 0), dot(1, 8)]);
+        assert!(!entry.trim());
+    }
+
+    #[test]
+    fn nodes_that_trimmed_and_nodes_that_did_not_agree() {
+        let (whole, shown) = edited(12);
+        let mut trimmed = whole.clone();
+        assert!(trimmed.trim());
+        assert!(whole.merge(&trimmed).same_registers(&whole) && trimmed.merge(&whole).same_registers(&whole));
+        // A change on either side, and changes on both.
+        let mut short = shown.clone();
+        short.context.retain(|actor| trimmed.context.knows(actor));
+        let (one, _) = mint(Some(&whole), &shown, Some(&file(50)), dot(2, 1), Rank(1), false);
+        let (two, _) = mint(Some(&trimmed), &short, None, dot(3, 1), Rank(1), false);
+        assert!(one.merge(&trimmed).same_registers(&one) && two.merge(&whole).same_registers(&two));
+        let both = one.merge(&two);
+        assert!(both.same_registers(&two.merge(&one)) && both.content.len() == 2);
+    }
 }

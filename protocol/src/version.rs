@@ -83,6 +83,17 @@ impl VersionVector {
         self.0.iter().map(|(actor, counter)| Dot { actor: *actor, counter: *counter })
     }
 
+    /// Whether anything of an actor was seen.
+    #[must_use]
+    pub fn knows(&self, actor: Actor) -> bool {
+        self.0.contains_key(&actor)
+    }
+
+    /// Leaves out all other actors.
+    pub fn retain(&mut self, kept: impl Fn(Actor) -> bool) {
+        self.0.retain(|actor, _| kept(*actor));
+    }
+
     /// The number of actors.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -212,12 +212,16 @@ impl<K: Kv> Index<K> {
             let now_live = is_live(&parent);
             self.put_row(&dir, &parent);
             self.tally(&dir, &before, &parent);
+            let turned = (before.live_children > 0) != (parent.live_children > 0);
+            if turned && view::own(&parent.entry) != Some(&pleach_protocol::entry::Value::Dir) {
+                // What is shown there changes although nothing is announced: a directory comes, or goes,
+                // or gives way to the file that was hidden behind it.
+                self.lower_applied(parent.seq.saturating_sub(1));
+                self.turned.insert(dir, parent.seq);
+            }
             if was_live == now_live {
                 return Ok(());
             }
-            // What is shown there changes although nothing is announced.
-            self.lower_applied(parent.seq.saturating_sub(1));
-            self.turned.insert(dir, parent.seq);
             live = now_live;
         }
         Ok(())

@@ -144,3 +144,26 @@ fn random_histories_converge_and_lose_nothing() {
     let shortest = failures.iter().min_by_key(|(_, what)| what.len());
     assert!(failures.is_empty(), "{} of {seeds} seeds fail; seed {:?}", failures.len(), shortest);
 }
+
+#[test]
+fn a_file_hidden_behind_a_directory_returns_when_that_empties() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().mkdir_all("d").unwrap();
+    a.disk.user().write("d/f", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    // One makes a file of it while the other works beneath.
+    a.disk.user().remove_all("d").unwrap();
+    a.disk.user().write("d", "2").unwrap();
+    b.disk.user().write("d/f", "3").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for node in [&a, &b] {
+        assert_eq!(node.disk.user().read("d/f").unwrap(), b"3");
+    }
+    b.disk.user().remove("d/f").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for node in [&a, &b] {
+        assert_eq!(node.disk.user().read("d").unwrap(), b"2");
+    }
+}

@@ -1,23 +1,17 @@
 //! `pleach wait`: a barrier through the watcher, then both acks of every peer (DESIGN.md §6).
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
-use pleach_protocol::path::TreePath;
-use pleach_protocol::version::NodeId;
 use pleach_store::tree::TreeError;
 use tokio::sync::oneshot;
 
+use super::Running;
 use super::command::CommandError;
 use super::open::barrier_dir;
-use super::{AgentTree, Running};
-use crate::exchange::StreamState;
+use crate::exchange::{Barrier, BarrierError};
 use crate::machine::{chain, lock, random_number};
-
-/// Paths that are named one by one while a wait lasts.
-const NAMED_MAX: usize = 5;
 
 /// What a wait still waits for, in words; whoever asked reads it whenever it likes.
 pub type Outstanding = Arc<Mutex<Vec<String>>>;
@@ -54,8 +48,8 @@ impl WaitHandle {
 enum Stage {
     /// The watcher has not passed the marker of this name.
     Marker(Vec<u8>),
-    /// All that had changed is in the journal up to `head`.
-    Taken { head: u64, id: u64, asked: BTreeMap<NodeId, u64> },
+    /// All that had changed is in the journal.
+    Taken(Barrier),
 }
 
 #[derive(Debug)]
@@ -123,7 +117,7 @@ impl Running<'_> {
             for waiter in &mut waiters.waiting {
                 if matches!(&waiter.stage, Stage::Marker(name) if passed.contains(name)) {
                     waiters.next_id += 1;
-                    waiter.stage = Stage::Taken { head, id: waiters.next_id, asked: BTreeMap::new() };
+                    waiter.stage = Stage::Taken(Barrier::new(head, waiters.next_id));
                 }
             }
         }
@@ -142,19 +136,25 @@ impl Running<'_> {
             waiter.handle.end(Err(CommandError::Failed("the tree is paused".to_owned())));
             return true;
         }
+        let now = self.now();
+        let exchange = &mut self.keeper.exchange;
         let left = match &mut waiter.stage {
             Stage::Marker(_) => vec!["changes on this disk are being taken in".to_owned()],
-            Stage::Taken { head, id, asked } => match self.outstanding(*head, *id, asked) {
+            Stage::Taken(barrier) => match exchange.outstanding(&self.tree, now, barrier) {
                 Ok(left) => left,
                 Err(error) => {
-                    waiter.handle.end(Err(error));
+                    let refused = match error {
+                        BarrierError::Tree(error) => CommandError::Closed(chain(&error)),
+                        error => CommandError::Failed(error.to_string()),
+                    };
+                    waiter.handle.end(Err(refused));
                     return true;
                 }
             },
         };
         if left.is_empty() {
-            if let Stage::Taken { id, .. } = waiter.stage {
-                self.keeper.exchange.forget_heads(id);
+            if let Stage::Taken(barrier) = &waiter.stage {
+                exchange.forget_barrier(barrier);
             }
             // A disk that is put back after this is known to be older, whatever ended the agent.
             let marked = self.tree.mark_last();
@@ -164,67 +164,4 @@ impl Running<'_> {
         *lock(&waiter.handle.outstanding) = left;
         false
     }
-
-    /// What is outstanding for the journal up to `head`, in words.
-    fn outstanding(
-        &mut self,
-        head: u64,
-        id: u64,
-        asked: &mut BTreeMap<NodeId, u64>,
-    ) -> Result<Vec<String>, CommandError> {
-        let mut left = stuck_here(&self.tree);
-        for (peer, name) in self.keeper.setup.peers.clone() {
-            let session = self.keeper.exchange.session(peer);
-            match self.keeper.exchange.state(peer) {
-                StreamState::Absent => continue,
-                StreamState::Paused => return Err(CommandError::Failed(format!("the tree is paused on {name}"))),
-                StreamState::Failed | StreamState::Unknown => {
-                    let state = self.keeper.exchange.state(peer);
-                    let why = if state == StreamState::Failed { "the tree is closed there" } else { "not connected" };
-                    let behind = self.keeper.exchange.left_for(&self.tree, self.now(), peer);
-                    let changes = behind.map_err(|error| CommandError::Closed(chain(&error)))?;
-                    left.push(format!("{name}: {why}, {changes} changes to send"));
-                    continue;
-                }
-                StreamState::Open => {}
-            }
-            // A new session forgets what the one before was asked.
-            if asked.get(&peer) != session.as_ref()
-                && self.keeper.exchange.ask_head(peer, id)
-                && let Some(session) = session
-            {
-                asked.insert(peer, session);
-            }
-            let (applied, stuck) = self.keeper.exchange.applied_there(peer);
-            if applied < head {
-                left.push(format!("{name}: {} changes to send", head - applied));
-            } else if stuck > 0 {
-                left.push(format!("{name}: {stuck} paths cannot be applied there (there: pleach problems)"));
-            }
-            match self.keeper.exchange.head_told(peer, id) {
-                None => left.push(format!("{name}: its answer")),
-                Some(theirs) => {
-                    let here = self.keeper.exchange.applied_here(peer);
-                    if here < theirs {
-                        left.push(format!("{name}: {} changes to receive", theirs - here));
-                    }
-                }
-            }
-        }
-        Ok(left)
-    }
-}
-
-/// The paths that cannot be applied here.
-fn stuck_here(tree: &AgentTree) -> Vec<String> {
-    let stuck = tree.stuck_paths();
-    let word = |path: &TreePath| {
-        let reason = tree.problems().get(path).map_or("", String::as_str);
-        format!("{path}: {reason}")
-    };
-    let mut left: Vec<String> = stuck.iter().take(NAMED_MAX).map(|path| word(path)).collect();
-    if stuck.len() > NAMED_MAX {
-        left.push(format!("{} more paths cannot be applied here (pleach problems)", stuck.len() - NAMED_MAX));
-    }
-    left
 }

@@ -1,4 +1,4 @@
-//! Tombstones that everybody knows are forgotten (DESIGN.md §2).
+//! Tombstones that everybody knows are forgotten, and actors that nothing is left of (DESIGN.md §2).
 
 use pleach_protocol::entry::Content;
 use pleach_protocol::version::NodeId;
@@ -20,8 +20,8 @@ fn is_tombstone(row: &EntryRow) -> bool {
 }
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
-    /// Forgets tombstones behind `after`, up to `upto`, that all of these peers have merged; whoever
-    /// calls sees to it that an hour has passed since. Returns how far it looked, none at the end.
+    /// Forgets tombstones behind `after`, up to `upto`, that all of these peers have merged, and trims
+    /// contexts under the same rule; whoever calls sees to it that an hour has passed since. Returns how far it looked, none at the end.
     ///
     /// # Errors
     /// The store's.
@@ -39,14 +39,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(None);
             }
             reached = seq;
-            let row = self.index.row(&path)?;
+            let mut row = self.index.row(&path)?;
             // Also of one that taught it: else its place in our journal would lie before what is gone.
             let merged = known.iter().all(|cursor| cursor.peer_merged >= seq);
-            if row.seq == seq && is_tombstone(&row) && merged && !self.apply.holds(&path) {
+            if row.seq != seq || !merged || self.apply.holds(&path) {
+                continue;
+            }
+            if is_tombstone(&row) {
                 self.index.delete(rows::number_key(Space::Journal, seq));
                 self.index.delete_row(&path);
                 let meta = self.index.meta_mut();
                 meta.collected = meta.collected.max(seq);
+            } else if row.entry.trim() {
+                if let Some(shown) = &mut row.shown {
+                    shown.shown.context.retain(|actor| row.entry.context.knows(actor));
+                }
+                // All who could tell of it know it: no news, so no new seq.
+                self.index.put_row(&path, &row);
             }
         }
         self.index.commit_if_large()?;

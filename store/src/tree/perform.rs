@@ -239,7 +239,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn restore_times(&mut self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Result<(), TreeError> {
         for (dir, before) in parents.iter().rev().filter(|(dir, _)| !dir.is_root()) {
             let mut row = self.index.row(dir)?;
-            let wanted = self.index.view(dir, &row)?.and_then(|v| v.mtime);
+            let view = self.index.view(dir, &row)?.filter(|v| v.value == Value::Dir);
+            let wanted = view.and_then(|v| v.mtime);
             let Some(shown) = row.shown.clone() else { continue };
             let Some(mut stamp) = shown.stamp else { continue };
             let ours = match before {
