@@ -46,6 +46,16 @@ impl ModelNode {
         self
     }
 
+    /// Its disk and its store are lost; an empty disk takes their place, and the clock goes on.
+    pub fn wipe(&mut self) {
+        self.tree = None;
+        let now = self.disk.now().nanos_since_epoch();
+        (self.disk, self.kv) = (ModelDisk::new(), MemoryKvDisk::default());
+        self.disk.advance(now.saturating_sub(self.disk.now().nanos_since_epoch()));
+        let machine = self.disk.clone();
+        self.kv.die_with(move || machine.crashed());
+    }
+
     /// Starts its agent.
     ///
     /// # Errors

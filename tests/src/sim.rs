@@ -14,19 +14,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pleach_protocol::entry::{ContentSibling, Hash, Value};
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::Link as Role;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
 
 mod checks;
+mod life;
+mod net;
 mod node;
+mod quiet;
 pub mod shrink;
 mod users;
 
 use checks::Rest;
+use life::{LifeFaults, Promise};
+use net::{Line, NetFaults};
 use node::SimNode;
 
-/// Names of the roles, in the order of a line's queues.
-const ROLES: [Role; 2] = [Role::Control, Role::Bulk];
 /// Turns of a healing world before it counts as restless.
 const TURNS_MAX: usize = 600;
 /// Turns without any news before it counts as at rest.
@@ -74,24 +76,12 @@ impl Random {
 /// Which faults a seed has; others are off, so that each gets room.
 #[derive(Clone, Copy, Debug)]
 struct Faults {
-    cuts: bool,
     kills: bool,
     power: bool,
     /// Crashes within an operation on the disk, not between two.
     inside: bool,
     lost_stores: bool,
     skew: bool,
-}
-
-/// A line between two nodes and what is under way on it.
-#[derive(Debug)]
-struct Line {
-    ends: [usize; 2],
-    up: bool,
-    /// The number of the session over it.
-    session: Option<u64>,
-    /// From the first end to the second and back; each role for itself.
-    queues: [[std::collections::VecDeque<Vec<u8>>; 2]; 2],
 }
 
 /// Says what is wrong with what was done, if anything is.
@@ -128,6 +118,10 @@ pub struct Outcome {
     pub steps: u64,
     /// Contents that a power failure took before anybody else had them.
     pub lost_with_power: u64,
+    /// Waits that were told that all is well.
+    pub waits: u64,
+    /// A node lost its disk and its store.
+    pub wiped: bool,
     /// A hash of everything that was done, in order.
     pub trace: u64,
 }
@@ -136,10 +130,17 @@ pub struct Outcome {
 pub struct World {
     random: Random,
     faults: Faults,
+    net: NetFaults,
+    life: LifeFaults,
     nodes: Vec<SimNode>,
     lines: Vec<Line>,
     now: u64,
     sessions: u64,
+    /// Faults rest.
+    healing: bool,
+    /// Somebody forgot tombstones or trimmed contexts.
+    forgetful: bool,
+    promises: Vec<Promise>,
     rest: Rest,
     log: Vec<String>,
     outcome: Outcome,
@@ -158,10 +159,10 @@ impl std::fmt::Debug for World {
 /// The content of the greatest file among siblings.
 fn content_of<'e>(siblings: impl Iterator<Item = &'e ContentSibling>) -> Option<Hash> {
     let files = siblings.filter_map(|s| match s.content.value() {
-        Some(Value::File { hash, .. }) => Some((s.rank, *hash)),
+        Some(value @ Value::File { hash, .. }) => Some((s.rank, value.clone(), *hash)),
         _ => None,
     });
-    files.max_by_key(|(rank, _)| *rank).map(|(_, hash)| hash)
+    files.max().map(|(_, _, hash)| hash)
 }
 
 /// What a panic says.
@@ -221,16 +222,10 @@ impl World {
         let count = 2 + random.index(4);
         let shape = random.below(3);
         let mut flag = |n| random.once_in(n);
-        let faults = Faults {
-            cuts: flag(2),
-            kills: flag(2),
-            power: flag(3),
-            inside: flag(2),
-            lost_stores: flag(6),
-            skew: flag(2),
-        };
-        let lines = lines_of(count, shape).into_iter();
-        let lines = lines.map(|ends| Line { ends, up: true, session: None, queues: Default::default() }).collect();
+        let faults = Faults { kills: flag(2), power: flag(3), inside: flag(2), lost_stores: flag(6), skew: flag(2) };
+        let net = NetFaults::draw(&mut random);
+        let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();
+        let life = LifeFaults::draw(&mut random);
         let mut nodes: Vec<SimNode> =
             (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX))).collect();
         if faults.skew {
@@ -241,10 +236,15 @@ impl World {
         Self {
             random,
             faults,
+            net,
+            life,
             nodes,
             lines,
             now: 0,
             sessions: 0,
+            healing: false,
+            forgetful: false,
+            promises: Vec::new(),
             rest: Rest::default(),
             log: Vec::new(),
             outcome: Outcome::default(),
@@ -281,9 +281,13 @@ impl World {
     }
 
     fn play(&mut self) -> Result<(), String> {
-        self.say(format!("{} nodes, {:?}", self.nodes.len(), self.faults));
+        self.say(format!("{} nodes, {:?} {:?}", self.nodes.len(), self.faults, self.net));
+        let late = if self.life.late { self.nodes.len() - 1 } else { self.nodes.len() };
+        for line in self.lines.iter_mut().filter(|l| l.ends.contains(&late)) {
+            line.enabled = false;
+        }
         let peers = self.peers();
-        for (node, peers) in self.nodes.iter_mut().zip(peers) {
+        for (node, peers) in self.nodes.iter_mut().zip(peers).take(late) {
             node.peers = peers;
             node.start()?;
         }
@@ -303,6 +307,18 @@ impl World {
             }
             self.check_rest()?;
             self.ask_planted()?;
+            self.check_quiet()?;
+            if self.faults.power && self.random.once_in(3) {
+                self.say("the power fails everywhere".to_owned());
+                for n in 0..self.nodes.len() {
+                    self.nodes[n].model.disk.crash();
+                    self.restart(n, true)?;
+                }
+                if !self.heal()? {
+                    return Ok(());
+                }
+                self.check_rest()?;
+            }
         }
         Ok(())
     }
@@ -325,7 +341,7 @@ impl World {
     /// Who is whose peer.
     fn peers(&self) -> Vec<BTreeMap<pleach_protocol::version::NodeId, String>> {
         let mut peers = vec![BTreeMap::new(); self.nodes.len()];
-        for line in &self.lines {
+        for line in self.lines.iter().filter(|l| l.enabled) {
             let [a, b] = line.ends;
             peers[a].insert(self.nodes[b].model.id, format!("n{b}"));
             peers[b].insert(self.nodes[a].model.id, format!("n{a}"));
@@ -338,21 +354,16 @@ impl World {
         let n = self.random.index(self.nodes.len());
         match self.random.below(100) {
             0..=17 => self.user_acts(n),
-            18..=24 => self.pass_time(),
+            18..=22 => self.pass_time(),
+            23..=24 => self.operate(n),
             25..=44 => self.work(n),
-            45..=74 => self.carry(),
+            45..=74 => self.carry().map(drop),
             75..=89 => self.answer(n),
             90..=93 => {
                 self.connect();
                 Ok(())
             }
-            94..=95 if self.faults.cuts => {
-                let at = self.random.index(self.lines.len());
-                self.lines[at].up = self.random.once_in(2);
-                self.say(format!("line {:?} up {}", self.lines[at].ends, self.lines[at].up));
-                self.cut(at);
-                Ok(())
-            }
+            94..=95 => self.disturb(),
             96..=97 if self.faults.kills || self.faults.power => self.crash(n),
             98 if self.faults.inside => {
                 let calls = 1 + self.random.below(25);
@@ -366,21 +377,20 @@ impl World {
 
     fn pass_time(&mut self) -> Result<(), String> {
         let nanos = 1 + self.random.below(2_000_000_000);
-        self.now += nanos;
-        for node in &self.nodes {
-            node.model.disk.advance(i64::try_from(nanos).unwrap_or(0));
-        }
-        Ok(())
+        self.pass(nanos)
     }
 
     fn user_acts(&mut self, n: usize) -> Result<(), String> {
         if self.nodes[n].model.disk.crashed() {
             return Ok(());
         }
-        let Some(what) = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, self.step) else {
-            return Ok(());
-        };
-        self.say(format!("n{n} user: {what}"));
+        self.rest.begin(n);
+        let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, self.step);
+        let newest = self.rest.newest();
+        self.release_promises(|path| newest.iter().any(|touched| checks::related(path, touched)));
+        if let Some(what) = what {
+            self.say(format!("n{n} user: {what}"));
+        }
         self.nodes[n].check_contents_kept(true)
     }
 
@@ -402,117 +412,55 @@ impl World {
             return self.restart(n, power);
         }
         outcome?;
+        self.settle_waits(n);
+        self.rest.check_contents(n, &self.nodes[n])?;
         self.nodes[n].check_contents_kept(false)
     }
 
     /// Hands one thing that a session wants to the owner, or one answer to a session.
     fn answer(&mut self, n: usize) -> Result<(), String> {
-        let node = &mut self.nodes[n];
-        if self.random.once_in(2)
-            && let Some((peer, session, output)) = node.events.pop_front()
-        {
-            let what = format!("{output:?}");
-            let outcome = node.carry_out(self.now, (peer, session), output);
-            self.say(format!("n{n} carries out {}", what.chars().take(60).collect::<String>()));
-            return self.after_work(n, outcome);
+        if self.random.once_in(2) && !self.nodes[n].events.is_empty() {
+            return self.take_event(n).map(drop);
         }
-        if let Some((peer, session, told)) = node.next_mail() {
-            let now = self.now;
-            let ended = node.tell_session(now, peer, session, told);
-            self.pump(n);
-            if ended {
-                self.say(format!("n{n} begins anew"));
-                self.cut_session(session);
-            }
-        }
+        self.take_mail(n);
         Ok(())
     }
 
-    /// Brings what a node's sessions want said onto their lines.
-    fn pump(&mut self, n: usize) {
-        for (session, role, frame) in self.nodes[n].take_frames() {
-            let Some(line) = self.lines.iter_mut().find(|l| l.session == Some(session)) else { continue };
-            let way = usize::from(line.ends[1] == n);
-            line.queues[way][usize::from(role == Role::Bulk)].push_back(frame);
-        }
+    /// The owner takes one thing; says whether there was one.
+    fn take_event(&mut self, n: usize) -> Result<bool, String> {
+        let Some(event) = self.nodes[n].events.pop_front() else { return Ok(false) };
+        self.say(format!("n{n} carries out {}", format!("{event:?}").chars().take(60).collect::<String>()));
+        let outcome = self.nodes[n].carry_out(self.now, event);
+        self.after_work(n, outcome)?;
+        Ok(true)
     }
 
-    /// One frame arrives somewhere.
-    fn carry(&mut self) -> Result<(), String> {
-        let mut full = Vec::new();
-        for (at, line) in self.lines.iter().enumerate() {
-            for way in 0..2 {
-                for role in 0..2 {
-                    if !line.queues[way][role].is_empty() {
-                        full.push((at, way, role));
-                    }
-                }
-            }
+    /// A session hears one thing; says whether there was one.
+    fn take_mail(&mut self, n: usize) -> bool {
+        let Some((session, told)) = self.nodes[n].next_mail() else { return false };
+        let ended = self.nodes[n].tell_session(self.now, session, told);
+        self.pump(n);
+        if ended {
+            self.say(format!("n{n} begins anew"));
+            self.leave(n, session, true);
         }
-        if full.is_empty() {
-            return Ok(());
-        }
-        let (at, way, role) = full[self.random.index(full.len())];
-        let line = &mut self.lines[at];
-        let (Some(frame), Some(session)) = (line.queues[way][role].pop_front(), line.session) else { return Ok(()) };
-        let to = line.ends[1 - way];
-        let now = self.now;
-        self.say(format!("line {at} way {way} {:?}: {} bytes", ROLES[role], frame.len()));
-        let heard = self.nodes[to].hear(now, session, ROLES[role], &frame);
-        self.pump(to);
-        heard.map_err(|error| format!("n{to} does not understand its peer: {error}"))
-    }
-
-    /// Opens sessions over lines that are up.
-    fn connect(&mut self) {
-        for at in 0..self.lines.len() {
-            let line = &self.lines[at];
-            let [a, b] = line.ends;
-            if !line.up || line.session.is_some() || !self.nodes[a].is_up() || !self.nodes[b].is_up() {
-                continue;
-            }
-            self.sessions += 1;
-            let number = self.sessions;
-            self.lines[at].session = Some(number);
-            let ids = [self.nodes[a].model.id, self.nodes[b].model.id];
-            let now = self.now;
-            self.nodes[a].open_session(now, ids[1], number);
-            self.nodes[b].open_session(now, ids[0], number);
-            self.say(format!("n{a} and n{b} talk"));
-            self.pump(a);
-            self.pump(b);
-        }
-    }
-
-    fn cut_session(&mut self, session: u64) {
-        if let Some(at) = self.lines.iter().position(|l| l.session == Some(session)) {
-            self.cut(at);
-        }
-    }
-
-    /// Ends the session over a line; what was under way is gone.
-    fn cut(&mut self, at: usize) {
-        let line = &mut self.lines[at];
-        let Some(session) = line.session.take() else { return };
-        line.queues = Default::default();
-        for end in line.ends {
-            self.nodes[end].close_session(session);
-        }
+        true
     }
 
     /// A process is killed, or the power fails.
     fn crash(&mut self, n: usize) -> Result<(), String> {
+        if !self.nodes[n].is_up() {
+            return Ok(());
+        }
         let power = self.faults.power && (!self.faults.kills || self.random.once_in(2));
         self.nodes[n].model.disk.crash();
         self.restart(n, power)
     }
 
     fn restart(&mut self, n: usize, power: bool) -> Result<(), String> {
-        for at in 0..self.lines.len() {
-            if self.lines[at].ends.contains(&n) {
-                self.cut(at);
-            }
-        }
+        // A machine without power says nothing any more.
+        self.drop_lines(n, !power);
+        self.forget_waits(n);
         let kind = if power {
             let data = match self.random.below(3) {
                 0 => Data::Kept,
@@ -534,59 +482,55 @@ impl World {
     /// copy of a content that was announced: its path is a problem until somebody writes it again.
     fn heal(&mut self) -> Result<bool, String> {
         self.say("healing".to_owned());
-        for at in 0..self.lines.len() {
-            self.lines[at].up = true;
-        }
+        self.healing = true;
+        self.heal_lines();
         for n in 0..self.nodes.len() {
             self.nodes[n].model.disk.crash_at(u64::MAX);
             if self.nodes[n].model.disk.crashed() {
                 self.restart(n, false)?;
             }
         }
+        self.settle_operators()?;
         let (mut quiet, mut heads) = (0, Vec::new());
         for turn in 0..TURNS_MAX {
-            self.connect();
-            // Paths that failed are tried again after at most 300 s.
-            let nanos = if turn % 20 == 19 { 400_000_000_000 } else { 50_000_000 };
-            self.now += u64::try_from(nanos).unwrap_or(0);
-            let mut news = 0;
-            for n in 0..self.nodes.len() {
-                self.nodes[n].model.disk.advance(nanos);
-                let outcome = self.nodes[n].round(self.now, turn < 3 || turn % 20 == 19);
-                self.after_work(n, outcome)?;
-                while let Some((peer, session, output)) = self.nodes[n].events.pop_front() {
-                    news += 1;
-                    let outcome = self.nodes[n].carry_out(self.now, (peer, session), output);
-                    self.after_work(n, outcome)?;
-                }
-                while let Some((peer, session, told)) = self.nodes[n].next_mail() {
-                    let ended = self.nodes[n].tell_session(self.now, peer, session, told);
-                    self.pump(n);
-                    if ended {
-                        news += 1;
-                        self.cut_session(session);
-                    }
-                }
-            }
-            while self.lines.iter().any(|l| l.queues.iter().flatten().any(|q| !q.is_empty())) {
-                news += 1;
-                self.carry()?;
-            }
+            let news = self.turn(turn < 3 || turn % 20 == 19, turn % 20 == 19)?;
             let now: Vec<_> = self.nodes.iter().map(SimNode::head).collect();
-            let busy = news > 0 || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
+            let busy = news || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
             heads = now;
             quiet = if busy { 0 } else { quiet + 1 };
             if quiet >= TURNS_QUIET && turn > 25 {
                 self.say(format!("at rest after {turn} turns"));
+                self.healing = false;
                 return Ok(true);
             }
         }
-        if self.faults.power && self.only_lost_contents() {
+        if (self.faults.power || self.outcome.wiped) && self.only_lost_contents() {
             self.outcome.lost_with_power += 1;
             return Ok(false);
         }
         let problems: Vec<_> = self.nodes.iter().map(SimNode::problems).collect();
         Err(format!("no rest: {problems:?}"))
+    }
+
+    /// Everybody does what is to be done in a second; says whether there was more than pings.
+    fn turn(&mut self, scan: bool, late: bool) -> Result<bool, String> {
+        self.connect();
+        self.pass(1_000_000_000)?;
+        let mut news = false;
+        for n in 0..self.nodes.len() {
+            // Paths that failed are tried again after at most 300 s.
+            self.nodes[n].model.disk.advance(if late { 400_000_000_000 } else { 0 });
+            let outcome = self.nodes[n].round(self.now, scan);
+            self.after_work(n, outcome)?;
+            while self.take_event(n)? {
+                news = true;
+            }
+            while self.take_mail(n) {}
+        }
+        while let Some(more) = self.carry()? {
+            news |= more;
+        }
+        Ok(news || self.lines.iter().any(Line::is_busy))
     }
 
     /// Whether all that keeps nodes from rest are contents that are on no disk.

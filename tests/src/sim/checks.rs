@@ -2,30 +2,112 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
 
 use super::World;
+use super::node::SimNode;
 
-/// What all showed at the last rest, and which paths users touched since.
+/// What all showed at the last rest, and what users did.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     shown: BTreeMap<Vec<u8>, Seen>,
-    touched: BTreeSet<Vec<u8>>,
+    /// Paths that users touched since, on which node.
+    touched: BTreeSet<(Vec<u8>, usize)>,
+    /// By the user at work.
+    newest: Vec<Vec<u8>>,
+    user: usize,
+    /// All contents that a user completed.
+    complete: BTreeSet<Vec<u8>>,
+    /// Paths that somebody put and nobody took away.
+    put: BTreeSet<Vec<u8>>,
+    /// Contents that were shown at a rest, and those of them that everybody knows to be gone.
+    known: BTreeSet<Vec<u8>>,
+    gone: BTreeSet<Vec<u8>>,
+}
+
+/// Whether one of two paths is the other or lies beneath it.
+pub(super) fn related(one: &[u8], other: &[u8]) -> bool {
+    let beneath = |low: &[u8], high: &[u8]| low.strip_prefix(high).is_some_and(|rest| rest.starts_with(b"/"));
+    one == other || beneath(one, other) || beneath(other, one)
 }
 
 impl Rest {
+    /// A user of this node begins.
+    pub(super) fn begin(&mut self, n: usize) {
+        self.user = n;
+        self.newest.clear();
+    }
+
     /// A user did something to a path.
     pub(super) fn touch(&mut self, path: &str) {
-        self.touched.insert(path.as_bytes().to_vec());
+        self.touched.insert((path.as_bytes().to_vec(), self.user));
+        self.newest.push(path.as_bytes().to_vec());
+    }
+
+    /// What the user who was last at work touched.
+    pub(super) fn newest(&self) -> Vec<Vec<u8>> {
+        self.newest.clone()
+    }
+
+    /// A user wrote a file, and it is whole.
+    pub(super) fn wrote(&mut self, content: &[u8]) {
+        self.complete.insert(content.to_vec());
+    }
+
+    /// A user made something at a path: not a directory, for one that is made anew is the same.
+    pub(super) fn put(&mut self, path: &str) {
+        self.put.insert(path.as_bytes().to_vec());
+    }
+
+    /// A user took away what is at a path.
+    pub(super) fn take_away(&mut self, path: &str) {
+        self.put.retain(|put| !related(put, path.as_bytes()));
+    }
+
+    /// A disk is lost: what not everybody showed may be gone with it.
+    pub(super) fn forget_unshared(&mut self, n: usize) {
+        let Self { put, shown, touched, .. } = self;
+        put.retain(|path| shown.contains_key(path) && !touched.contains(&(path.clone(), n)));
+    }
+
+    /// The paths that all showed at the last rest.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.shown.keys()
     }
 
     /// Whether a change of a path can come from what users did.
     fn is_touched(&self, path: &[u8]) -> bool {
-        let beneath = |low: &[u8], high: &[u8]| low.strip_prefix(high).is_some_and(|rest| rest.starts_with(b"/"));
         // What a replacement that failed half-way leaves is touched by whoever tried.
-        path.ends_with(b".replacement~")
-            || self.touched.iter().any(|t| t == path || beneath(path, t) || beneath(t, path))
+        path.ends_with(b".replacement~") || self.touched.iter().any(|(t, _)| related(t, path))
+    }
+
+    /// Whether users of a node did something to a path since the last rest.
+    pub(super) fn is_touched_by(&self, path: &[u8], n: usize) -> bool {
+        self.touched.iter().any(|(t, by)| *by == n && related(t, path))
+    }
+
+    /// Whether users of other nodes did something to a path since the last rest.
+    pub(super) fn is_touched_by_others(&self, path: &[u8], n: usize) -> bool {
+        path.ends_with(b".replacement~") || self.touched.iter().any(|(t, by)| *by != n && related(t, path))
+    }
+
+    /// No file is half-written, and none came back that everybody knew to be gone.
+    pub(super) fn check_contents(&self, n: usize, node: &SimNode) -> Result<(), String> {
+        if node.model.disk.crashed() {
+            return Ok(());
+        }
+        for (path, seen) in node.model.seen().into_iter().filter(|(_, seen)| seen.kind == Kind::File) {
+            let what = match &seen.content {
+                content if !self.complete.contains(content) => "is not whole",
+                content if self.gone.contains(content) => "was gone everywhere and came back",
+                _ => continue,
+            };
+            return Err(format!("n{n} shows '{}', which {what}: {seen:?}", String::from_utf8_lossy(&path)));
+        }
+        Ok(())
     }
 }
 
@@ -38,6 +120,11 @@ impl World {
             }
         }
         self.check_entries()?;
+        self.check_promises()?;
+        if let Some(path) = self.rest.put.iter().find(|path| !shown[0].contains_key(*path)) {
+            return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));
+        }
+        self.note_gone(&shown[0])?;
         for path in self.rest.shown.keys().chain(shown[0].keys()) {
             let (before, after) = (self.rest.shown.get(path), shown[0].get(path));
             if before != after && !self.rest.is_touched(path) {
@@ -47,6 +134,24 @@ impl World {
         }
         self.rest.shown.clone_from(&shown[0]);
         self.rest.touched.clear();
+        Ok(())
+    }
+
+    /// What was shown at a rest, is not now, and cannot come back by anything that is known.
+    fn note_gone(&mut self, shown: &BTreeMap<Vec<u8>, Seen>) -> Result<(), String> {
+        let files = shown.values().filter(|seen| seen.kind == Kind::File);
+        let now: BTreeSet<Vec<u8>> = files.map(|seen| seen.content.clone()).collect();
+        let mut kept = BTreeSet::new();
+        for entry in self.nodes.first().map(SimNode::entries).transpose()?.unwrap_or_default().values() {
+            kept.extend(entry.content.values().filter_map(|s| match s.content.value() {
+                Some(Value::File { hash, .. }) => Some(*hash),
+                _ => None,
+            }));
+        }
+        let Rest { known, gone, .. } = &mut self.rest;
+        known.extend(now.iter().cloned());
+        let over = known.iter().filter(|c| !now.contains(*c) && !kept.contains(&Hash(*blake3::hash(c).as_bytes())));
+        gone.extend(over.cloned());
         Ok(())
     }
 

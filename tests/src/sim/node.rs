@@ -1,11 +1,13 @@
 //! One node of the simulation: tree, exchange and sessions, as the agent's owner and peer tasks drive them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pleach_agent::exchange::{Exchange, Tell, ToSession};
+use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession};
+use pleach_protocol::entry::Entry;
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, TreeOffer};
+use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, SessionError, TreeOffer};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::memory::MemoryKvDisk;
@@ -14,20 +16,35 @@ use pleach_store::vfs::model::CrashKind;
 
 use crate::model::ModelNode;
 
-type Mail = Arc<Mutex<VecDeque<(NodeId, u64, ToSession)>>>;
+type Mail = Arc<Mutex<VecDeque<(u64, ToSession)>>>;
+
+/// How long an owner may take to say what it offers. Source: agent/src/peer/conversation.rs.
+const OFFER_MAX: u64 = 3_000_000_000;
+/// The one tree.
+const TREE: &str = "t";
+
+/// What comes in at an owner.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A session wants this done.
+    Output(NodeId, u64, Output),
+    /// A session with this peer begins: what is offered?
+    Offer(NodeId, u64),
+    /// A session ended.
+    Detach(NodeId, u64),
+}
 
 /// The way to one session.
 #[derive(Debug)]
 pub(super) struct Mailbox {
     mail: Mail,
-    peer: NodeId,
     session: u64,
 }
 
 impl Tell for Mailbox {
     fn tell(&self, what: ToSession) -> bool {
         let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
-        mail.push_back((self.peer, self.session, what));
+        mail.push_back((self.session, what));
         true
     }
 }
@@ -36,12 +53,22 @@ impl Tell for Mailbox {
 pub(super) struct SimNode {
     pub(super) model: ModelNode,
     pub(super) peers: BTreeMap<NodeId, String>,
-    /// What sessions want done, in order.
-    pub(super) events: VecDeque<(NodeId, u64, Output)>,
+    /// What comes in, in order.
+    pub(super) events: VecDeque<Event>,
     exchange: Exchange<Mailbox>,
+    /// Incarnations drawn so far.
+    drawn: Arc<AtomicU64>,
     mail: Mail,
     sessions: BTreeMap<u64, Session>,
+    /// Sessions whose owner has not said what it offers, since when.
+    awaited: BTreeMap<u64, (NodeId, u64)>,
     starts: u64,
+    /// Nothing is exchanged until somebody resumes it.
+    pub(super) paused: bool,
+    waits: BTreeMap<u64, Barrier>,
+    next_wait: u64,
+    /// The head at the last hour.
+    hour_ago: Option<u64>,
     /// What a loud run said last of the path that it watches.
     pub(super) watched: String,
     /// Contents that must be on this disk: they were in its tree or vault, and no user of this node
@@ -51,23 +78,32 @@ pub(super) struct SimNode {
     owed_synced: BTreeSet<Vec<u8>>,
 }
 
+fn fresh_exchange(number: u8, drawn: &Arc<AtomicU64>) -> Exchange<Mailbox> {
+    let drawn = Arc::clone(drawn);
+    Exchange::new(Box::new(move || {
+        let mut bytes = [number; 16];
+        bytes[..8].copy_from_slice(&(drawn.fetch_add(1, Ordering::Relaxed) + 1).to_be_bytes());
+        Ok(bytes)
+    }))
+}
+
 impl SimNode {
     pub(super) fn new(number: u8) -> Self {
-        let mut drawn = 0u64;
-        let entropy = move || {
-            drawn += 1;
-            let mut bytes = [number; 16];
-            bytes[..8].copy_from_slice(&drawn.to_be_bytes());
-            Ok(bytes)
-        };
+        let drawn = Arc::default();
         Self {
             model: ModelNode::new(number),
             peers: BTreeMap::new(),
             events: VecDeque::new(),
-            exchange: Exchange::new(Box::new(entropy)),
+            exchange: fresh_exchange(number, &drawn),
+            drawn,
             mail: Mail::default(),
             sessions: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             starts: 0,
+            paused: false,
+            waits: BTreeMap::new(),
+            next_wait: 0,
+            hour_ago: None,
             watched: String::new(),
             owed: BTreeSet::new(),
             owed_synced: BTreeSet::new(),
@@ -120,6 +156,9 @@ impl SimNode {
             tree.sync_minted(false)?;
             tree.commit()?;
             self.exchange.tell(tree);
+            if self.paused {
+                return Ok(());
+            }
             self.exchange.apply(tree)?;
             tree.commit()?;
             self.exchange.tell(tree);
@@ -128,22 +167,145 @@ impl SimNode {
         work().map_err(|error| chain(&error))
     }
 
-    pub(super) fn carry_out(&mut self, now: u64, of: (NodeId, u64), output: Output) -> Result<(), String> {
-        let Some(tree) = &mut self.model.tree else { return Ok(()) };
-        self.exchange.carry_out(tree, Moment(now), of, output).map_err(|error| chain(&error))
+    /// Who its peers are changed.
+    pub(super) fn set_peers(&mut self, peers: BTreeMap<NodeId, String>) -> Result<(), String> {
+        self.peers = peers;
+        let Some(tree) = &self.model.tree else { return Ok(()) };
+        self.exchange.load(tree, &self.peers).map_err(|error| chain(&error))
     }
 
-    pub(super) fn open_session(&mut self, now: u64, peer: NodeId, number: u64) {
-        let Some(tree) = &self.model.tree else { return };
-        let offer = TreeOffer {
-            name: "t".to_owned(),
-            incarnation: tree.index().meta().incarnation,
-            cursor: tree.cursor(peer).ok().flatten(),
-            head: tree.head(),
-            standing: Standing::Open,
+    pub(super) fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        self.exchange.restart_all();
+    }
+
+    /// Disk and store are lost; the node starts anew under its key.
+    pub(super) fn wipe(&mut self) -> Result<(), String> {
+        self.end_process();
+        self.model.wipe();
+        (self.owed, self.owed_synced) = Default::default();
+        self.start()
+    }
+
+    fn end_process(&mut self) {
+        self.model.tree = None;
+        self.events.clear();
+        (self.sessions, self.awaited, self.waits) = Default::default();
+        self.hour_ago = None;
+        self.exchange = fresh_exchange(self.model.id.0[0], &self.drawn);
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Somebody waits: all that changed on the disk is taken in. The wait's number.
+    pub(super) fn begin_wait(&mut self) -> Result<u64, String> {
+        let Some(tree) = &mut self.model.tree else { return Err("it is down".to_owned()) };
+        let mut take_all = || {
+            tree.scan_later();
+            for path in tree.catch_up()? {
+                tree.look_again(&path, true, true);
+            }
+            tree.catch_up()?;
+            tree.sync_minted(true)?;
+            tree.commit()
         };
-        let mailbox = Mailbox { mail: Arc::clone(&self.mail), peer, session: number };
-        self.exchange.expect(peer, number, 0, mailbox, false);
+        take_all().map_err(|error| chain(&error))?;
+        self.exchange.tell(tree);
+        self.next_wait += 1;
+        self.waits.insert(self.next_wait, Barrier::new(tree.head(), self.next_wait));
+        Ok(self.next_wait)
+    }
+
+    /// The waits that are over, and whether they were told that all is well.
+    pub(super) fn settle_waits(&mut self, now: u64) -> Vec<(u64, bool)> {
+        let Some(tree) = &mut self.model.tree else { return Vec::new() };
+        let mut ended = Vec::new();
+        for (number, barrier) in &mut self.waits {
+            match self.exchange.outstanding(tree, Moment(now), barrier) {
+                _ if self.paused => ended.push((*number, false)),
+                // As the owner does before it answers.
+                Ok(left) if left.is_empty() => ended.push((*number, tree.mark_last().is_ok())),
+                Ok(_) => {}
+                Err(BarrierError::Paused(_) | BarrierError::Tree(_) | _) => ended.push((*number, false)),
+            }
+        }
+        for (number, _) in &ended {
+            if let Some(barrier) = self.waits.remove(number) {
+                self.exchange.forget_barrier(&barrier);
+            }
+        }
+        ended
+    }
+
+    /// What waits wait for, in words.
+    pub(super) fn outstanding(&mut self, now: u64) -> Vec<String> {
+        let Some(tree) = &self.model.tree else { return Vec::new() };
+        let left = self.waits.values_mut().map(|b| self.exchange.outstanding(tree, Moment(now), b));
+        left.flat_map(Result::unwrap_or_default).collect()
+    }
+
+    /// Another hour is over: tombstones of before the last one may go.
+    pub(super) fn hour(&mut self) -> Result<(), String> {
+        let Some(tree) = &mut self.model.tree else { return Ok(()) };
+        let peers: Vec<NodeId> = self.peers.keys().copied().collect();
+        let head = tree.head();
+        let mut collecting = self.hour_ago.replace(head).map(|upto| (0, upto));
+        while let Some((after, upto)) = collecting {
+            let reached = tree.collect(after, upto, &peers).map_err(|error| chain(&error))?;
+            collecting = reached.map(|reached| (reached, upto));
+        }
+        tree.commit().map_err(|error| chain(&error))
+    }
+
+    /// What says whether anything was minted or told.
+    pub(super) fn journal_state(&self) -> Option<(u64, [u8; 16])> {
+        let meta = self.model.tree.as_ref()?.index().meta();
+        Some((meta.head, meta.incarnation))
+    }
+
+    /// All that is known.
+    pub(super) fn entries(&self) -> Result<BTreeMap<TreePath, Entry>, String> {
+        let Some(tree) = &self.model.tree else { return Ok(BTreeMap::new()) };
+        let rows = tree.index().beneath(&TreePath::ROOT, None, usize::MAX).map_err(|error| chain(&error))?;
+        let known = rows.into_iter().filter(|(_, row)| !row.entry.context.is_empty());
+        Ok(known.map(|(path, row)| (path, row.entry)).collect())
+    }
+
+    /// The owner takes what came in.
+    pub(super) fn carry_out(&mut self, now: u64, event: Event) -> Result<(), String> {
+        let Some(tree) = &mut self.model.tree else { return Ok(()) };
+        match event {
+            Event::Output(peer, session, output) => {
+                let of = (peer, session);
+                self.exchange.carry_out(tree, Moment(now), of, output).map_err(|error| chain(&error))?;
+            }
+            Event::Offer(peer, session) => {
+                let offer = TreeOffer {
+                    name: TREE.to_owned(),
+                    incarnation: tree.index().meta().incarnation,
+                    cursor: tree.cursor(peer).map_err(|error| chain(&error))?,
+                    head: tree.head(),
+                    standing: if self.paused { Standing::Paused } else { Standing::Open },
+                };
+                let stale = self.awaited.remove(&session).is_none();
+                let mailbox = Mailbox { mail: Arc::clone(&self.mail), session };
+                self.exchange.expect(peer, session, 0, mailbox, stale);
+                if stale {
+                    // Whoever waited in vain has begun without this tree.
+                    self.exchange.restart_expected();
+                } else {
+                    self.begin_session(now, peer, session, offer);
+                }
+            }
+            Event::Detach(peer, session) => {
+                if self.exchange.detach(peer, session) {
+                    self.exchange.reassign_wants(tree, peer);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_session(&mut self, now: u64, peer: NodeId, number: u64, offer: TreeOffer) {
         let mut token = [0; 16];
         token[..8].copy_from_slice(&number.to_be_bytes());
         let config = SessionConfig {
@@ -157,33 +319,85 @@ impl SimNode {
         self.sessions.insert(number, Session::new(Moment(now), config));
     }
 
+    /// A connection with a peer begins: the owner is asked what it offers.
+    pub(super) fn open_session(&mut self, now: u64, peer: NodeId, number: u64) {
+        self.awaited.insert(number, (peer, now));
+        self.events.push_back(Event::Offer(peer, number));
+    }
+
     pub(super) fn close_session(&mut self, number: u64) {
-        let Some(session) = self.sessions.remove(&number) else { return };
-        let peer = session.peer();
-        self.events.retain(|(_, of, _)| *of != number);
-        if self.exchange.detach(peer, number)
-            && let Some(tree) = &mut self.model.tree
-        {
-            self.exchange.reassign_wants(tree, peer);
+        let awaited = self.awaited.remove(&number).map(|(peer, _)| peer);
+        let peer = self.sessions.remove(&number).map(|session| session.peer());
+        if let Some(peer) = peer.or(awaited) {
+            self.events.push_back(Event::Detach(peer, number));
         }
     }
 
-    pub(super) fn hear(&mut self, now: u64, session: u64, role: Role, frame: &[u8]) -> Result<(), String> {
-        let Some(session) = self.sessions.get_mut(&session) else { return Ok(()) };
-        let body = frame.get(4..).unwrap_or_default();
-        session.handle_frame(Moment(now), role, body).map_err(|error| chain(&error))
+    /// Whether the session of a connection runs.
+    pub(super) fn talks(&self, session: u64) -> bool {
+        self.sessions.contains_key(&session)
     }
 
-    pub(super) fn next_mail(&mut self) -> Option<(NodeId, u64, ToSession)> {
+    /// Whether a session has not heard the peer's hello.
+    pub(super) fn awaits_hello(&self, session: u64) -> bool {
+        self.sessions.get(&session).is_some_and(|s| s.peer_hello().is_none())
+    }
+
+    /// When a session heard its peer last.
+    pub(super) fn heard(&self, session: u64) -> Option<u64> {
+        Some(self.sessions.get(&session)?.heard().0)
+    }
+
+    pub(super) fn ping(&mut self, now: u64, session: u64) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.ping(Moment(now));
+        }
+    }
+
+    pub(super) fn say_bye(&mut self, session: u64, reason: &str) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.say_bye(reason);
+        }
+    }
+
+    /// Does what is due by time; the sessions that are dead by it.
+    pub(super) fn time_out(&mut self, now: u64) -> Vec<u64> {
+        let late = self.awaited.iter().filter(|(_, (_, since))| now >= since + OFFER_MAX);
+        let late: Vec<(u64, NodeId)> = late.map(|(number, (peer, _))| (*number, *peer)).collect();
+        for (number, peer) in late {
+            self.awaited.remove(&number);
+            let standing = Standing::Failed;
+            let offer = TreeOffer { name: TREE.to_owned(), incarnation: [0; 16], cursor: None, head: 0, standing };
+            self.begin_session(now, peer, number, offer);
+        }
+        let due = self.sessions.iter_mut().filter(|(_, session)| session.next_timeout().0 <= now);
+        due.filter_map(|(number, session)| session.handle_timeout(Moment(now)).err().map(|_| *number)).collect()
+    }
+
+    /// A frame arrives; says whether the peer ended the session with it.
+    pub(super) fn hear(&mut self, now: u64, session: u64, role: Role, frame: &[u8]) -> Result<bool, String> {
+        let Some(session) = self.sessions.get_mut(&session) else { return Ok(false) };
+        let body = frame.get(4..).unwrap_or_default();
+        match session.handle_frame(Moment(now), role, body) {
+            Ok(()) => Ok(false),
+            Err(SessionError::Bye(_)) => Ok(true),
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    pub(super) fn next_mail(&mut self) -> Option<(u64, ToSession)> {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// Tells a session what its tree says; true where it is to begin anew.
-    pub(super) fn tell_session(&mut self, now: u64, _peer: NodeId, session: u64, told: ToSession) -> bool {
+    pub(super) fn tell_session(&mut self, now: u64, session: u64, told: ToSession) -> bool {
         let Some(session) = self.sessions.get_mut(&session) else { return false };
         match told {
             ToSession::Input(input) => session.handle_local(Moment(now), input),
-            ToSession::Restart => return true,
+            ToSession::Restart => {
+                session.say_bye("it begins anew");
+                return true;
+            }
         }
         false
     }
@@ -195,7 +409,7 @@ impl SimNode {
             while let Some(output) = session.poll_output() {
                 match output {
                     Output::Transmit { link, frame } => frames.push((*number, link, frame)),
-                    other => self.events.push_back((session.peer(), *number, other)),
+                    other => self.events.push_back(Event::Output(session.peer(), *number, other)),
                 }
             }
         }
@@ -204,10 +418,7 @@ impl SimNode {
 
     /// The node was down and is started again.
     pub(super) fn come_back(&mut self, kind: CrashKind, keep: usize, lost_store: bool) -> Result<(), String> {
-        self.model.tree = None;
-        self.events.clear();
-        self.exchange.close();
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.end_process();
         self.model.disk.restart(kind);
         self.model.kv.crash(keep);
         if lost_store {

@@ -1,0 +1,208 @@
+//! What operators do: nodes join, are taken away, come back empty, pause, and wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pleach_store::vfs::Kind;
+
+use super::{Random, World};
+
+/// Which of it a seed has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LifeFaults {
+    /// A node loses disk and store, once.
+    wipes: bool,
+    /// Two nodes are no peers for a while.
+    enrols: bool,
+    pauses: bool,
+    /// The last node joins later.
+    pub(super) late: bool,
+    pub(super) waits: bool,
+}
+
+impl LifeFaults {
+    pub(super) const fn draw(random: &mut Random) -> Self {
+        Self {
+            wipes: random.once_in(6),
+            enrols: random.once_in(4),
+            pauses: random.once_in(4),
+            late: random.once_in(5),
+            waits: random.once_in(2),
+        }
+    }
+}
+
+/// What is at a path; none where nothing is.
+type Fact = Option<(Kind, Vec<u8>)>;
+
+/// What a wait confirmed, or is to.
+#[derive(Debug)]
+pub(super) struct Promise {
+    node: usize,
+    /// Its number at its node.
+    wait: u64,
+    confirmed: bool,
+    facts: BTreeMap<Vec<u8>, Fact>,
+    /// The nodes whose disks hold it.
+    holders: BTreeSet<usize>,
+}
+
+impl World {
+    /// An operator does something.
+    pub(super) fn operate(&mut self, n: usize) -> Result<(), String> {
+        if self.nodes[n].model.disk.crashed() {
+            return Ok(());
+        }
+        match self.random.below(8) {
+            0 if self.life.wipes && self.nodes[n].is_up() => self.wipe(n),
+            1 | 2 if self.life.enrols => {
+                let at = self.random.index(self.lines.len());
+                let enabled = !self.lines[at].enabled;
+                self.enrol(at, enabled)
+            }
+            3 | 4 if self.life.pauses && self.nodes[n].is_up() => {
+                let paused = !self.nodes[n].paused;
+                self.pause(n, paused);
+                Ok(())
+            }
+            5 if !self.nodes[n].is_up() => self.join(n),
+            6 | 7 if self.life.waits => self.begin_wait(n),
+            _ => Ok(()),
+        }
+    }
+
+    /// A node comes back with nothing but its key.
+    fn wipe(&mut self, n: usize) -> Result<(), String> {
+        self.life.wipes = false;
+        self.outcome.wiped = true;
+        self.say(format!("n{n} is wiped"));
+        let told = self.random.once_in(2);
+        self.drop_lines(n, told);
+        self.rest.forget_unshared(n);
+        for promise in &mut self.promises {
+            promise.holders.remove(&n);
+        }
+        self.promises.retain(|p| !p.holders.is_empty() && (p.node != n || p.confirmed));
+        let outcome = self.nodes[n].wipe();
+        self.after_work(n, outcome)
+    }
+
+    /// A node is started for the first time.
+    pub(super) fn join(&mut self, n: usize) -> Result<(), String> {
+        self.say(format!("n{n} joins"));
+        let outcome = self.nodes[n].start();
+        self.after_work(n, outcome)?;
+        for at in 0..self.lines.len() {
+            let [a, b] = self.lines[at].ends;
+            if (a == n || b == n) && self.nodes[a].is_up() && self.nodes[b].is_up() {
+                self.enrol(at, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Two nodes become each other's peers, or are no longer.
+    fn enrol(&mut self, at: usize, enabled: bool) -> Result<(), String> {
+        self.lines[at].enabled = enabled;
+        let ends = self.lines[at].ends;
+        self.say(format!("n{} and n{} are peers: {enabled}", ends[0], ends[1]));
+        let peers = self.peers();
+        for n in ends {
+            let sessions: Vec<u64> = if enabled { Vec::new() } else { self.lines[at].sessions_of(n) };
+            for session in sessions {
+                self.leave(n, session, true);
+            }
+            self.nodes[n].set_peers(peers[n].clone())?;
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, n: usize, paused: bool) {
+        self.say(format!("n{n} paused {paused}"));
+        self.nodes[n].pause(paused);
+    }
+
+    /// What operators undo before all is to come to rest.
+    pub(super) fn settle_operators(&mut self) -> Result<(), String> {
+        for n in 0..self.nodes.len() {
+            if self.nodes[n].paused {
+                self.pause(n, false);
+            }
+            if !self.nodes[n].is_up() && !self.nodes[n].model.disk.crashed() {
+                self.join(n)?;
+            }
+        }
+        for at in 0..self.lines.len() {
+            if !self.lines[at].enabled {
+                self.enrol(at, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Somebody waits: what they see is to survive, once they are told so.
+    pub(super) fn begin_wait(&mut self, n: usize) -> Result<(), String> {
+        if !self.nodes[n].is_up() || self.nodes[n].paused {
+            return Ok(());
+        }
+        let seen = self.nodes[n].model.seen();
+        let begun = self.nodes[n].begin_wait();
+        self.say(format!("n{n} waits: {begun:?}"));
+        let outcome = begun.map(|wait| {
+            let paths: BTreeSet<Vec<u8>> = self.rest.paths().chain(seen.keys()).cloned().collect();
+            // What a disk lacks that was lost or is new is no deletion of a user's.
+            let removed = |path: &Vec<u8>| !self.outcome.wiped && self.rest.is_touched_by(path, n);
+            let own = paths.into_iter().filter(|path| !self.rest.is_touched_by_others(path, n));
+            let own = own.filter(|path| seen.contains_key(path) || removed(path));
+            let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();
+            let near = self.lines.iter().filter(|l| l.enabled && l.ends.contains(&n)).flat_map(|l| l.ends);
+            let holders = near.chain([n]).collect();
+            self.promises.push(Promise { node: n, wait, confirmed: false, facts, holders });
+        });
+        self.after_work(n, outcome)
+    }
+
+    /// Hears which waits of a node are over.
+    pub(super) fn settle_waits(&mut self, n: usize) {
+        let ended = self.nodes[n].settle_waits(self.now);
+        for (wait, confirmed) in ended {
+            self.say(format!("n{n} wait {wait} ends, confirmed {confirmed}"));
+            self.outcome.waits += u64::from(confirmed);
+            if let Some(promise) = self.promises.iter_mut().find(|p| p.node == n && p.wait == wait) {
+                promise.confirmed = confirmed;
+            }
+            self.promises.retain(|p| p.confirmed || p.node != n || p.wait != wait);
+        }
+    }
+
+    /// Users changed these paths: what was promised of them is theirs again.
+    pub(super) fn release_promises(&mut self, related: impl Fn(&[u8]) -> bool) {
+        for promise in &mut self.promises {
+            promise.facts.retain(|path, _| !related(path));
+        }
+    }
+
+    /// A process that ends waits no longer.
+    pub(super) fn forget_waits(&mut self, n: usize) {
+        self.promises.retain(|p| p.confirmed || p.node != n);
+    }
+
+    /// What waits confirmed is on every disk.
+    pub(super) fn check_promises(&mut self) -> Result<(), String> {
+        let shown: Vec<_> = self.nodes.iter().map(|n| n.model.seen()).collect();
+        for promise in self.promises.iter().filter(|p| p.confirmed) {
+            for (path, fact) in &promise.facts {
+                for (n, seen) in shown.iter().enumerate() {
+                    let there = seen.get(path).map(|s| (s.kind, s.content.clone()));
+                    if there != *fact {
+                        let (path, node, wait) = (String::from_utf8_lossy(path), promise.node, promise.wait);
+                        return Err(format!(
+                            "n{node} was told in wait {wait} that '{path}' is {fact:?}; n{n}: {there:?}"
+                        ));
+                    }
+                }
+            }
+        }
+        self.promises.clear();
+        Ok(())
+    }
+}
