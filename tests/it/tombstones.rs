@@ -99,3 +99,36 @@ fn a_place_before_a_collected_tombstone_is_noticed() {
     let tree = a.tree.as_ref().unwrap();
     assert!(tree.may_have_missed(1) && !tree.may_have_missed(0) && !tree.may_have_missed(tree.head()));
 }
+
+#[test]
+fn actors_of_many_starts_leave_a_context_that_all_have_merged() {
+    let (mut a, mut b) = pair();
+    for start in 0..12 {
+        a.disk.advance(1_000_000_000);
+        a.disk.user().write("x", format!("{start}")).unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+        a.start().unwrap();
+    }
+    let (left, right) = (a.id, b.id);
+    let actors = |node: &ModelNode| {
+        let x = TreePath::parse(b"x").unwrap();
+        node.tree.as_ref().unwrap().entry(&x).unwrap().unwrap().context.len()
+    };
+    assert_eq!((actors(&a), actors(&b)), (12, 12));
+    collect(&mut a, &[right, NodeId([9; 32])]);
+    assert_eq!(actors(&a), 12, "another peer was never heard of");
+    acked(&mut a, right);
+    acked(&mut b, left);
+    collect(&mut a, &[right]);
+    // The creation still names the mode's writer, the last edit the content's.
+    assert_eq!((actors(&a), actors(&b)), (2, 12));
+    assert!(settle(&mut a, &mut b).unwrap());
+    collect(&mut b, &[left]);
+    assert_eq!(actors(&b), 2);
+    b.disk.user().write("x", "again").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.disk.user().read("x").unwrap(), b"again");
+    a.disk.user().remove("x").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert!(a.seen().is_empty() && b.seen().is_empty());
+}
