@@ -7,6 +7,7 @@ pub mod entry;
 pub mod mint;
 pub mod path;
 pub mod resolve;
+pub mod rules;
 pub mod session;
 pub mod sorted;
 pub mod time;
