@@ -13,7 +13,7 @@ mod histories;
 use histories::History;
 
 /// Runs of one test where not all are asked for.
-const SAMPLE: usize = 130;
+const SAMPLE: usize = 400;
 
 type Brief = BTreeMap<Vec<u8>, (String, u32, Vec<u8>, Vec<u8>)>;
 

@@ -7,7 +7,7 @@ use pleach_tests::sim::{Plan, World, run};
 
 #[test]
 fn seeds_of_the_simulation_end_well() {
-    let seeds = std::env::var("PLEACH_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
+    let seeds = std::env::var("PLEACH_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let next = AtomicU64::new(1);
     let failures: Vec<String> = std::thread::scope(|scope| {
         let work = || {
