@@ -28,6 +28,7 @@ use crate::machine::{chain, lock, random};
 use crate::watch::Fact;
 
 mod command;
+pub mod facts;
 mod look;
 mod open;
 mod waiters;
@@ -488,7 +489,7 @@ impl Running<'_> {
         match event {
             Event::Stop => self.keeper.stop = true,
             Event::Facts(facts, news) => {
-                self.take_facts(facts, news)?;
+                self.take_facts(&facts, news)?;
                 self.looks.facts_taken();
             }
             Event::WatchEnded(reason) => self.looks.watch_ended(&reason),

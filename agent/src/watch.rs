@@ -15,9 +15,14 @@ use std::time::Duration;
 use pleach_protocol::path::TreePath;
 
 mod dirty;
+mod engine;
 pub mod inotify;
+pub mod kernel;
 mod map;
+pub mod stepped;
 mod walk;
+
+pub use engine::Ignored;
 
 /// What a watcher saw, each already watched at the moment it is handed out.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -25,6 +25,10 @@ pub struct ModelNode {
     pub kv: MemoryKvDisk,
     /// The tree, none while the agent is down.
     pub tree: Option<ModelTree>,
+    /// Somebody approved the root that is there, for the next start.
+    pub approved: bool,
+    /// The id of its root, where its state directory keeps it outside the store.
+    pub root_id: Option<Vec<u8>>,
     ignore: Vec<String>,
     starts: u64,
 }
@@ -36,7 +40,16 @@ impl ModelNode {
         let (disk, kv) = (ModelDisk::new(), MemoryKvDisk::default());
         let machine = disk.clone();
         kv.die_with(move || machine.crashed());
-        Self { id: NodeId([number; 32]), disk, kv, tree: None, ignore: Vec::new(), starts: 0 }
+        Self {
+            id: NodeId([number; 32]),
+            disk,
+            kv,
+            tree: None,
+            approved: false,
+            root_id: None,
+            ignore: Vec::new(),
+            starts: 0,
+        }
     }
 
     /// The same with ignore rules.
@@ -76,15 +89,16 @@ impl ModelNode {
             name: format!("n{}", self.id.0[0]),
             start: self.starts,
             entropy,
-            approved: false,
+            approved: self.approved,
             settle: std::time::Duration::ZERO,
             copies: false,
-            expected_root: None,
+            expected_root: self.root_id.clone(),
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),
             ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
         };
         let tree = Tree::open(ModelVfs::new(&self.disk), self.kv.open(), Box::new(move || disk.now()), options)?;
+        self.approved = false;
         self.tree = Some(tree);
         Ok(())
     }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pleach_protocol::path::TreePath;
-use pleach_store::ignore::{self, IgnoreRules};
+use pleach_store::ignore::IgnoreRules;
 use pleach_store::root::RootError;
 use pleach_store::tree::TreeError;
 
+use super::facts::{look_at_dir, take_facts};
 use super::{Running, WatchNews};
 use crate::config::{OpenFiles, TreeConfig};
 use crate::machine::lock;
@@ -108,58 +109,25 @@ impl Running<'_> {
         changed
     }
 
-    /// Turns facts into looks. A directory's own time changes with its children, without a fact.
-    pub(super) fn take_facts(&mut self, facts: Vec<Fact>, news: WatchNews) -> Result<(), TreeError> {
+    /// Turns facts into looks.
+    pub(super) fn take_facts(&mut self, facts: &[Fact], news: WatchNews) -> Result<(), TreeError> {
         self.looks.news = news;
-        let (paths, others): (Vec<Fact>, Vec<Fact>) =
-            facts.into_iter().partition(|fact| matches!(fact, Fact::Path { .. }));
-        for fact in paths {
-            if let Fact::Path { path, content, .. } = fact {
-                self.look_at_path(&path, content)?;
-            }
-        }
-        if others.iter().any(|fact| matches!(fact, Fact::Subtree { .. } | Fact::Dir { .. })) {
-            // A directory that was moved here left another place.
-            self.tree.catch_up_with_gone()?;
-        }
-        for fact in others {
+        for fact in facts {
             match fact {
-                Fact::Lost => self.tree.scan_later(),
                 Fact::RootGone => self.looks.gone = Some("the root was moved, deleted or unmounted".to_owned()),
-                Fact::Barrier { name } => self.barrier_passed(&name),
-                Fact::Subtree { dir } => {
-                    self.look_at_dir(&dir);
-                    self.tree.scan_below(&dir)?;
+                Fact::Barrier { name } => self.barrier_passed(name),
+                Fact::Path { path, .. } => {
+                    if let Some(kept) = self.looks.kept.get_mut(path) {
+                        kept.touched = Instant::now();
+                    }
                 }
-                Fact::Dir { dir } => {
-                    self.look_at_dir(&dir);
-                    self.tree.scan_children(&dir)?;
-                }
-                Fact::Path { .. } => {}
+                _ => {}
             }
         }
+        take_facts(&mut self.tree, facts)?;
         if self.take_rules() {
             self.tree.scan_later();
         }
-        Ok(())
-    }
-
-    fn look_at_dir(&mut self, dir: &TreePath) {
-        if !dir.is_root() {
-            self.tree.look_again(dir, false, false);
-        }
-    }
-
-    fn look_at_path(&mut self, path: &TreePath, content: bool) -> Result<(), TreeError> {
-        if let Some(kept) = self.looks.kept.get_mut(path) {
-            kept.touched = Instant::now();
-        }
-        let dir = path.parent().unwrap_or_default();
-        if path.name() == ignore::FILE_NAME {
-            self.tree.scan_children(&dir)?;
-        }
-        self.look_at_dir(&dir);
-        self.tree.look_again(path, content, false);
         Ok(())
     }
 
@@ -201,7 +169,7 @@ impl Running<'_> {
     fn read_polled(&mut self) -> Result<(), TreeError> {
         self.looks.polled = Instant::now();
         for dir in self.looks.news.polled.clone() {
-            self.look_at_dir(&dir);
+            look_at_dir(&mut self.tree, &dir);
             self.tree.scan_below(&dir)?;
         }
         // Perhaps there is room for watches by now.

@@ -18,62 +18,31 @@
 //! paths that do not exist or did not change, which lstat finds out.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pleach_protocol::path::TreePath;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::io::Errno;
 
-use self::engine::Engine;
 use self::queue::Queue;
-use super::dirty::DirtySet;
-use super::walk::Root;
+use super::engine::{End, Engine, Ignored, Shared, State};
+use super::stepped::start_engine;
 use super::{Fact, WatchError, WatchStats, Watcher};
 
-mod engine;
 mod queue;
-
-/// Says whether a path is ignored, or lies in an ignored directory.
-type Ignored = Arc<dyn Fn(&TreePath, bool) -> bool + Send + Sync>;
 
 /// Watches one tree with inotify, see [`Watcher`].
 #[derive(Debug)]
 pub struct InotifyWatcher {
     shared: Arc<Shared>,
+    wake: Arc<OwnedFd>,
     polled: BTreeSet<TreePath>,
     thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    news: Condvar,
-    wake: OwnedFd,
-    stop: AtomicBool,
-    refresh: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    dirty: DirtySet,
-    polled: BTreeSet<TreePath>,
-    polled_changed: bool,
-    stats: WatchStats,
-    end: Option<End>,
-    ended: bool,
-}
-
-/// Why the thread ends.
-#[derive(Debug)]
-enum End {
-    RootGone,
-    Read(io::Error),
 }
 
 impl InotifyWatcher {
@@ -85,30 +54,55 @@ impl InotifyWatcher {
     /// # Errors
     /// [`WatchError::Setup`] and [`WatchError::Root`]. A watch limit is not one of them.
     pub fn start(root: &Path, ignored: Ignored) -> Result<Self, WatchError> {
-        let opened = Root::open(root).map_err(WatchError::Root)?;
-        let queue = Queue::new().map_err(WatchError::Setup)?;
+        let queue = Queue::new(root.to_owned()).map_err(WatchError::Setup)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| WatchError::Setup(errno.into()))?;
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            news: Condvar::new(),
-            wake,
-            stop: AtomicBool::new(false),
-            refresh: AtomicBool::new(false),
-        });
-        let mut engine = Engine::new(root.to_owned(), opened.identity(), ignored, queue, shared.clone());
-        engine.walk_all(&opened, false).map_err(|end| match end {
-            End::RootGone => WatchError::Root(Errno::NOENT.into()),
-            End::Read(error) => WatchError::Read(error),
-        })?;
-        drop(opened);
-        shared.lock().dirty = DirtySet::default();
-        engine.publish();
-        let thread = std::thread::Builder::new().name("watch".into()).spawn(move || engine.run());
+        let (wake, shared) = (Arc::new(wake), Arc::new(Shared::default()));
+        let engine = start_engine(queue, ignored, Arc::clone(&shared))?;
+        let awaited = Arc::clone(&wake);
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(move || run(engine, &awaited));
         let thread = Some(thread.map_err(WatchError::Setup)?);
         let polled = shared.lock().polled.clone();
-        Ok(Self { shared, polled, thread })
+        Ok(Self { shared, wake, polled, thread })
     }
+
+    fn wake(&self) {
+        // Fails only when the counter is full, and then the thread is awake.
+        let _ = rustix::io::write(&*self.wake, &[1; 8]);
+    }
+}
+
+/// Makes [`InotifyWatcher::poll`] return when the thread ends, even by a panic.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.news.notify_all();
+    }
+}
+
+fn run(mut engine: Engine<Queue>, wake: &OwnedFd) {
+    let ending = Ending(Arc::clone(engine.shared()));
+    while !ending.0.stopping() {
+        if let Err(end) = wait(&engine.kernel, wake).and_then(|()| engine.turn()) {
+            ending.0.lock().end = Some(end);
+            return;
+        }
+    }
+}
+
+fn wait(queue: &Queue, wake: &OwnedFd) -> Result<(), End> {
+    let mut fds = [PollFd::from_borrowed_fd(queue.fd(), PollFlags::IN), PollFd::new(wake, PollFlags::IN)];
+    match rustix::event::poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(errno) => return Err(End::Read(errno.into())),
+    }
+    if !fds[1].revents().is_empty() {
+        // Only resets the counter.
+        let _ = rustix::io::read(wake, &mut [0; 8]);
+    }
+    Ok(())
 }
 
 impl Watcher for InotifyWatcher {
@@ -131,7 +125,7 @@ impl Watcher for InotifyWatcher {
 
     fn refresh(&mut self) {
         self.shared.refresh.store(true, Ordering::Release);
-        self.shared.wake();
+        self.wake();
     }
 
     fn polled(&self) -> &BTreeSet<TreePath> {
@@ -147,27 +141,11 @@ impl Watcher for InotifyWatcher {
 impl Drop for InotifyWatcher {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
+        self.wake();
         if let Some(thread) = self.thread.take() {
             // A panic there was seen by poll as an end; there is nothing to add to it here.
             drop(thread.join());
         }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change of the state is complete before the next call that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        // Fails only when the counter is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &[1; 8]);
-    }
-
-    fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
     }
 }
 

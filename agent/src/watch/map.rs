@@ -6,15 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use ::inotify::WatchDescriptor;
 use pleach_protocol::path::TreePath;
 
-/// The kernel's number of a watch. It is not used again before the counter wraps.
-pub(super) type Wd = i32;
+use super::kernel::Wd;
 
 #[derive(Debug)]
-struct Node {
-    watch: WatchDescriptor,
+struct Node<W> {
+    watch: W,
     place: Option<(Wd, Arc<[u8]>)>,
     children: BTreeMap<Arc<[u8]>, Wd>,
 }
@@ -34,14 +32,20 @@ pub(super) enum Put {
 }
 
 /// All watches of a tree.
-#[derive(Debug, Default)]
-pub(super) struct WatchMap {
-    nodes: HashMap<Wd, Node>,
+#[derive(Debug)]
+pub(super) struct WatchMap<W> {
+    nodes: HashMap<Wd, Node<W>>,
     root: Option<Wd>,
     detached: BTreeSet<Wd>,
 }
 
-impl WatchMap {
+impl<W> Default for WatchMap<W> {
+    fn default() -> Self {
+        Self { nodes: HashMap::new(), root: None, detached: BTreeSet::new() }
+    }
+}
+
+impl<W> WatchMap<W> {
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -91,16 +95,14 @@ impl WatchMap {
     }
 
     /// Makes `watch` the root's.
-    pub(super) fn put_root(&mut self, watch: WatchDescriptor) -> Wd {
-        let wd = watch.get_watch_descriptor_id();
+    pub(super) fn put_root(&mut self, wd: Wd, watch: W) -> Wd {
         self.nodes.insert(wd, Node { watch, place: None, children: BTreeMap::new() });
         self.root = Some(wd);
         wd
     }
 
     /// Places a watch that was just added at `name` in `parent`; what stood there is detached.
-    pub(super) fn put(&mut self, parent: Wd, name: &[u8], watch: WatchDescriptor) -> Put {
-        let wd = watch.get_watch_descriptor_id();
+    pub(super) fn put(&mut self, parent: Wd, name: &[u8], (wd, watch): (Wd, W)) -> Put {
         if self.child(parent, name) == Some(wd) {
             return Put::Same;
         }
@@ -132,7 +134,7 @@ impl WatchMap {
     }
 
     /// Forgets a directory and everything beneath it, and returns their watches.
-    pub(super) fn remove(&mut self, wd: Wd) -> Vec<WatchDescriptor> {
+    pub(super) fn remove(&mut self, wd: Wd) -> Vec<W> {
         self.detach(wd);
         self.detached.remove(&wd);
         let mut watches = Vec::new();
@@ -147,7 +149,7 @@ impl WatchMap {
     }
 
     /// The watches that `other` does not have.
-    pub(super) fn not_in(self, other: &Self) -> impl Iterator<Item = WatchDescriptor> {
+    pub(super) fn not_in(self, other: &Self) -> impl Iterator<Item = W> {
         self.nodes.into_iter().filter(|(wd, _)| !other.contains(*wd)).map(|(_, node)| node.watch)
     }
 

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use pleach_protocol::path::{NAME_BYTES_MAX, TreePath};
+use pleach_protocol::path::NAME_BYTES_MAX;
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statat, statx,
 };
@@ -140,15 +140,6 @@ pub(super) fn list(dir: &OwnedFd, mut each: impl FnMut(&[u8], bool) -> ControlFl
         }
     }
     Ok(())
-}
-
-/// A directory that a walk has yet to visit.
-#[derive(Debug)]
-pub(super) struct Visit {
-    pub(super) parent: super::map::Wd,
-    pub(super) path: TreePath,
-    /// Something above it is already reported as a whole.
-    pub(super) covered: bool,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ struct State {
     unflushed: Vec<Batch>,
     epoch: u64,
     fail_after: Option<u64>,
+    failed: u64,
     stats: MemoryKvStats,
     /// Says that the machine or process is dead: nothing is taken any more.
     dead: Option<Dead>,
@@ -36,6 +37,10 @@ pub struct MemoryKvStats {
     /// Rows written or deleted.
     pub rows: u64,
 }
+
+/// What was durable at a moment.
+#[derive(Clone, Debug)]
+pub struct KvImage(BTreeMap<Vec<u8>, Vec<u8>>);
 
 /// The disk under [`MemoryKv`]; clones are the same disk.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +87,30 @@ impl MemoryKvDisk {
         self.state().fail_after = Some(n);
     }
 
+    /// Takes such a fault back.
+    pub fn fail_no_more(&self) {
+        self.state().fail_after = None;
+    }
+
+    /// How many commits and flushes failed on demand.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.state().failed
+    }
+
+    /// What is durable now, as a snapshot of the disk keeps it.
+    #[must_use]
+    pub fn image(&self) -> KvImage {
+        KvImage(self.state().durable.clone())
+    }
+
+    /// Puts the disk back to what it was; handles from before stay closed.
+    pub fn put_back(&self, image: &KvImage) {
+        self.state().durable.clone_from(&image.0);
+        self.state().unflushed.clear();
+        self.crash(0);
+    }
+
     /// What was asked so far.
     #[must_use]
     pub fn stats(&self) -> MemoryKvStats {
@@ -121,6 +150,7 @@ impl MemoryKv {
             return Ok(());
         }
         state.fail_after = None;
+        state.failed += 1;
         drop(state);
         self.poisoned = true;
         Err(KvError::Io { what, source: std::io::Error::other("fault on demand") })

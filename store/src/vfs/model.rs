@@ -13,6 +13,7 @@ mod calls;
 mod crash;
 mod handle;
 mod image;
+mod inotify;
 mod script;
 mod state;
 mod sync;
@@ -27,9 +28,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pleach_protocol::time::Time;
 
 pub use calls::ModelVfs;
-pub use crash::{CrashKind, Data, Keep};
+pub use crash::{CrashKind, Data, DiskImage, Keep};
 pub use handle::{ModelDir, ModelFile, ModelSyncHandle};
-pub use script::{FaultRule, OpKind};
+pub use inotify::{ModelEvent, ModelInotify, WatchedDir};
+pub use script::{FaultRule, OpKind, Trouble};
 pub use user::{ModelUser, Seen, UserFile};
 
 use state::{State, errno};
@@ -179,9 +181,44 @@ impl ModelDisk {
         self.lock().script.faults.push(rule);
     }
 
-    /// Ends all faults.
+    /// Ends all faults and trouble.
     pub fn clear_faults(&self) {
-        self.lock().script.faults.clear();
+        let script = &mut self.lock().script;
+        script.faults.clear();
+        script.trouble = None;
+    }
+
+    /// Begins trouble; what was under way of another ends.
+    pub fn trouble(&self, trouble: Trouble) {
+        self.lock().script.trouble = Some(trouble);
+    }
+
+    /// How many calls were struck by a fault or by trouble so far.
+    #[must_use]
+    pub fn struck(&self) -> u64 {
+        self.lock().script.struck
+    }
+
+    /// What is durable now, as a snapshot of the disk keeps it.
+    #[must_use]
+    pub fn image(&self) -> DiskImage {
+        self.lock().image()
+    }
+
+    /// The machine starts again with the disk put back to what it was.
+    pub fn put_back(&self, image: &DiskImage) {
+        self.lock().put_back(image);
+    }
+
+    /// Whether the root's path leads to the tree.
+    #[must_use]
+    pub fn is_mounted(&self) -> bool {
+        self.lock().mounted
+    }
+
+    /// Forgets users' actions that were planned and did not happen.
+    pub fn forget_hooks(&self) {
+        self.lock().script.forget_hooks();
     }
 
     /// Fails the write-back of all bytes that are not on disk now: no sync makes them durable until they are
@@ -222,12 +259,17 @@ impl ModelDisk {
             return Err(errno(libc::EBUSY));
         }
         state.mounted = false;
+        state.notify_unmounted();
         Ok(())
     }
 
     /// Unmounts as `umount --lazy` does: handles go on in a detached tree, the path shows an empty directory.
     pub fn unmount_lazily(&self) {
-        self.lock().mounted = false;
+        let mut state = self.lock();
+        state.mounted = false;
+        if Arc::strong_count(&state.script.handles) == 1 {
+            state.notify_unmounted();
+        }
     }
 
     /// Mounts the same tree again, under another mount id.

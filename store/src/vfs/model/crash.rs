@@ -50,6 +50,10 @@ pub enum Data {
     Torn(u64),
 }
 
+/// What was durable at a moment.
+#[derive(Clone, Debug)]
+pub struct DiskImage(Image);
+
 /// A scrambled number, always the same for the same one. Source: SplitMix64, the output function.
 pub(super) fn scramble(number: u64) -> u64 {
     let mut x = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -61,14 +65,19 @@ pub(super) fn scramble(number: u64) -> u64 {
 impl State {
     /// Lets the crash have its effect, and starts the process or the machine again.
     pub(super) fn restart(&mut self, kind: CrashKind) {
-        self.script.epoch += 1;
-        self.script.crashed = false;
-        self.script.crash_in = None;
-        self.script.handles = Arc::default();
+        self.end_epoch();
         match kind {
             CrashKind::Process => self.end_process(),
             CrashKind::Machine { log, data } => self.end_machine(log, data),
         }
+    }
+
+    fn end_epoch(&mut self) {
+        self.script.epoch += 1;
+        self.script.crashed = false;
+        self.script.crash_in = None;
+        self.watches = None;
+        self.script.handles = Arc::default();
     }
 
     /// The kernel closes what the process had open.
@@ -96,6 +105,22 @@ impl State {
         }
         image.drop_nameless();
         self.treat_data(&mut image, data);
+        self.boot_from(image);
+    }
+
+    pub(super) fn image(&self) -> DiskImage {
+        DiskImage(self.durable.clone())
+    }
+
+    /// The machine starts again with the disk as it was then.
+    pub(super) fn put_back(&mut self, image: &DiskImage) {
+        self.end_epoch();
+        let mut image = image.0.clone();
+        image.drop_nameless();
+        self.boot_from(image);
+    }
+
+    fn boot_from(&mut self, image: Image) {
         self.live = image.clone();
         self.durable = image;
         self.forget_kernel();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use super::crash::scramble;
 use super::state::errno;
 use super::user::ModelUser;
 
@@ -88,6 +89,21 @@ pub struct FaultRule {
     pub times: u64,
 }
 
+/// A disk in trouble for a while, until it is over or is ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Trouble {
+    /// The error's number.
+    pub errno: i32,
+    /// Which calls it can strike.
+    pub hits: fn(OpKind) -> bool,
+    /// It strikes one of so many of them, drawn from the seed.
+    pub one_in: u64,
+    /// For how many of them it lasts.
+    pub calls: u64,
+    /// Decides which it strikes.
+    pub seed: u64,
+}
+
 /// What a user does just before a call.
 pub(super) type Action = Box<dyn FnOnce(&ModelUser) + Send>;
 
@@ -115,6 +131,9 @@ pub(super) struct Script {
     /// Cloned by each handle of the process.
     pub(super) handles: Arc<()>,
     pub(super) faults: Vec<FaultRule>,
+    pub(super) trouble: Option<Trouble>,
+    /// Calls that a fault or trouble struck.
+    pub(super) struck: u64,
     pub(super) recording: bool,
     pub(super) recorded: Vec<String>,
     hooks: Vec<Hook>,
@@ -158,14 +177,35 @@ impl Script {
         Ok(())
     }
 
+    pub(super) fn forget_hooks(&mut self) {
+        self.hooks.clear();
+    }
+
     /// The fault that strikes this call, if any.
     pub(super) fn fault(&mut self, op: OpKind, names: &[&[u8]]) -> Option<io::Error> {
+        let number = self.rule(op, names).or_else(|| self.troubled(op))?;
+        self.struck += 1;
+        Some(errno(number))
+    }
+
+    fn troubled(&mut self, op: OpKind) -> Option<i32> {
+        let trouble = self.trouble.as_mut().filter(|t| (t.hits)(op))?;
+        trouble.calls = trouble.calls.saturating_sub(1);
+        let (number, drawn) = (trouble.errno, scramble(trouble.seed ^ trouble.calls));
+        let strikes = drawn % trouble.one_in.max(1) == 0;
+        if trouble.calls == 0 {
+            self.trouble = None;
+        }
+        strikes.then_some(number)
+    }
+
+    fn rule(&mut self, op: OpKind, names: &[&[u8]]) -> Option<i32> {
         let rule = self.faults.iter_mut().find(|rule| {
             rule.times > 0
                 && rule.op.map_or(op.is_mutating(), |wanted| wanted == op)
                 && rule.name.as_ref().is_none_or(|wanted| names.contains(&wanted.as_slice()))
         })?;
         rule.times -= 1;
-        Some(errno(rule.errno))
+        Some(rule.errno)
     }
 }

@@ -10,6 +10,7 @@ use pleach_protocol::path::{PathError, check_name};
 use pleach_protocol::time::Time;
 
 use super::image::{Attributes, Body, Change, Id, Image, Inode, MOUNT_POINT, ROOT};
+use super::inotify::Watches;
 use super::script::Script;
 use crate::vfs::{Kind, Meta, SetAttributes};
 
@@ -109,6 +110,10 @@ pub(super) struct State {
     /// Write-back failures so far, and the last one of each file.
     pub(super) failures: u64,
     pub(super) failed: BTreeMap<Id, u64>,
+    /// By which name each inode was opened last.
+    pub(super) opened_as: BTreeMap<Id, (Id, Vec<u8>)>,
+    pub(super) watches: Option<Watches>,
+    pub(super) instances: u64,
     pub(super) now_nanos: i64,
     pub(super) boot: u64,
     pub(super) booted: Time,
@@ -149,6 +154,9 @@ impl State {
             orphans: BTreeSet::new(),
             failures: 0,
             failed: BTreeMap::new(),
+            opened_as: BTreeMap::new(),
+            watches: None,
+            instances: 0,
             now_nanos: EPOCH_NANOS,
             boot: 1,
             booted: now,
@@ -273,6 +281,9 @@ impl State {
             None => _ = self.orphans.insert(id),
         }
         self.record(changes);
+        if let Some(name) = name {
+            self.notify(dir, libc::IN_CREATE, name, id);
+        }
         Ok(id)
     }
 
@@ -297,6 +308,7 @@ impl State {
         let named = Change::Name { dir, name: name.to_vec(), id: Some(id) };
         let changes = vec![named, self.stamp_content(dir, now)?, self.stamp_changed(id, now)?];
         self.record(changes);
+        self.notify(dir, libc::IN_CREATE, name, id);
         Ok(())
     }
 
@@ -326,6 +338,8 @@ impl State {
         let changes = vec![gone, self.stamp_content(dir, now)?, self.stamp_changed(id, now)?];
         self.record(changes);
         self.orphans.insert(id);
+        self.notify(dir, libc::IN_DELETE, name, id);
+        self.notify_self(id, libc::IN_DELETE_SELF);
         Ok(())
     }
 
@@ -370,7 +384,11 @@ impl State {
             }
         }
         self.record(changes);
-        self.orphans.extend(target.filter(|_| how == Target::Replace));
+        self.notify_rename(from, to, source, target.filter(|_| how == Target::Exchange));
+        if let Some(replaced) = target.filter(|_| how == Target::Replace) {
+            self.orphans.insert(replaced);
+            self.notify_self(replaced, libc::IN_DELETE_SELF);
+        }
         Ok(())
     }
 
@@ -411,6 +429,7 @@ impl State {
             a.ctime = now;
         })?;
         self.record(vec![change]);
+        self.notify_inode(id, libc::IN_ATTRIB);
         Ok(())
     }
 
@@ -439,6 +458,7 @@ impl State {
         changes.push(self.stamp_content(id, now)?);
         self.record(changes);
         self.put_bytes(id, offset, bytes);
+        self.notify_inode(id, libc::IN_MODIFY);
         Ok(())
     }
 
@@ -476,7 +496,16 @@ impl State {
             self.deferred.push((id, edit));
             return Ok(());
         }
-        self.edit(id, &edit)
+        self.edit_and_close(id, &edit)
+    }
+
+    /// A write by path: the file is closed behind it, but for a truncation, which opens none.
+    fn edit_and_close(&mut self, id: Id, edit: &Edit) -> io::Result<()> {
+        self.edit(id, edit)?;
+        if !matches!(edit, Edit::Truncate(_)) {
+            self.notify_inode(id, libc::IN_CLOSE_WRITE);
+        }
+        Ok(())
     }
 
     pub(super) fn is_written(&self, id: Id) -> bool {
@@ -498,7 +527,7 @@ impl State {
         self.deferred = rest;
         for (id, edit) in due {
             // The user's open may meet a file that is gone by now; that is the user's error to see.
-            drop(self.edit(id, &edit));
+            drop(self.edit_and_close(id, &edit));
         }
     }
 }

@@ -97,6 +97,7 @@ impl State {
                 self.live.inodes.remove(&id);
                 self.durable.inodes.remove(&id);
                 self.failed.remove(&id);
+                self.opened_as.remove(&id);
                 self.mounts.remove(&id);
                 for set in [&mut self.dirty, &mut self.lost, &mut self.mapped] {
                     set.remove(&id);
@@ -115,6 +116,7 @@ impl State {
         self.leases.clear();
         self.deferred.clear();
         self.failed.clear();
+        self.opened_as.clear();
         let live = &self.live;
         self.mounts.retain(|id| live.get(*id).is_some());
     }

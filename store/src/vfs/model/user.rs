@@ -62,6 +62,12 @@ impl ModelUser {
         Self { disk, owner }
     }
 
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.disk.now()
+    }
+
     /// Writes a file in place, from nothing; makes it where it is not there.
     pub fn write(&self, path: impl AsRef<[u8]>, content: impl AsRef<[u8]>) -> io::Result<()> {
         let mut state = self.disk.lock();
@@ -70,6 +76,7 @@ impl ModelUser {
             Some(id) => id,
             None => state.create(dir, Some(name), 0o644, self.owner, Body::File(Arc::default()))?,
         };
+        state.note_opened(id, dir, name);
         state.user_edit(id, Edit::Replace(content.as_ref().to_vec()))
     }
 
@@ -79,7 +86,7 @@ impl ModelUser {
         let (dir, name) = locate(&state, path.as_ref())?;
         let beside = b".replacement~";
         let id = state.create(dir, Some(beside), 0o644, self.owner, Body::File(Arc::default()))?;
-        state.edit(id, &Edit::Append(content.as_ref().to_vec()))?;
+        state.user_edit(id, Edit::Append(content.as_ref().to_vec()))?;
         state.rename((dir, beside), (dir, name), Target::Replace)
     }
 
@@ -88,7 +95,7 @@ impl ModelUser {
         let mut state = self.disk.lock();
         let (dir, name) = locate(&state, path.as_ref())?;
         let id = state.create(dir, Some(name), 0o644, self.owner, Body::File(Arc::default()))?;
-        state.edit(id, &Edit::Append(content.as_ref().to_vec()))
+        state.user_edit(id, Edit::Append(content.as_ref().to_vec()))
     }
 
     /// Appends to a file.
@@ -108,14 +115,14 @@ impl ModelUser {
 
     fn edit(&self, path: &[u8], edit: Edit) -> io::Result<()> {
         let mut state = self.disk.lock();
-        let id = find(&state, path)?;
+        let id = open(&mut state, path)?;
         state.user_edit(id, edit)
     }
 
     /// Opens a file for writing, and to map it; EAGAIN while somebody has a lease.
     pub fn open_writing(&self, path: impl AsRef<[u8]>) -> io::Result<UserFile> {
         let mut state = self.disk.lock();
-        let id = find(&state, path.as_ref())?;
+        let id = open(&mut state, path.as_ref())?;
         if state.inode(id)?.kind() != Kind::File {
             return Err(errno(libc::EINVAL));
         }
@@ -202,7 +209,7 @@ impl ModelUser {
 
     fn set(&self, path: &[u8], set: &SetAttributes) -> io::Result<()> {
         let mut state = self.disk.lock();
-        let id = find(&state, path)?;
+        let id = open(&mut state, path)?;
         state.set_attributes(id, set)
     }
 
@@ -298,6 +305,15 @@ impl UserFile {
     }
 }
 
+impl Drop for UserFile {
+    fn drop(&mut self) {
+        // Nobody closes what a crash took.
+        if let Ok(mut state) = self.state() {
+            state.notify_inode(self.id, libc::IN_CLOSE_WRITE);
+        }
+    }
+}
+
 /// The directory and the last name of a path.
 fn locate<'a>(state: &State, path: &'a [u8]) -> io::Result<(Id, &'a [u8])> {
     let mut names: Vec<_> = path.split(|b| *b == b'/').collect();
@@ -311,6 +327,14 @@ fn locate<'a>(state: &State, path: &'a [u8]) -> io::Result<(Id, &'a [u8])> {
         };
     }
     Ok((dir, checked(last)?))
+}
+
+/// Finds what events will then be told of under this name.
+fn open(state: &mut State, path: &[u8]) -> io::Result<Id> {
+    let (dir, name) = locate(state, path)?;
+    let id = state.existing(dir, name)?;
+    state.note_opened(id, dir, name);
+    Ok(id)
 }
 
 fn find(state: &State, path: &[u8]) -> io::Result<Id> {

@@ -1,24 +1,19 @@
-//! What the watcher's thread does with events: keeps the map of watches true and marks what changed.
+//! What a watcher does with events: keeps the map of watches true and marks what changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ::inotify::EventMask;
 use pleach_protocol::path::{PRIVATE_NAME, TreePath};
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::queue::{BARRIER_MASK, Event, MASK, Queue};
-use super::{End, Ignored, Shared};
-use crate::watch::WatchStats;
-use crate::watch::dirty::Touch;
-use crate::watch::map::{Put, WatchMap, Wd};
-use crate::watch::walk::{Identity, Root, Visit, list};
+use super::WatchStats;
+use super::dirty::{DirtySet, Touch};
+use super::kernel::{BARRIER_MASK, Event, Kernel, MASK, Wd};
+use super::map::{Put, WatchMap};
 
 /// How much work is done between two reads.
 const EVENTS_BETWEEN_READS: usize = 1_024;
@@ -36,13 +31,62 @@ enum Depth {
     All,
 }
 
-/// The thread's own state.
-pub(super) struct Engine {
-    path: PathBuf,
-    identity: Identity,
+/// Says whether a path is ignored, or lies in an ignored directory.
+pub type Ignored = Arc<dyn Fn(&TreePath, bool) -> bool + Send + Sync>;
+
+/// What the engine and whoever asks it share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) news: Condvar,
+    pub(super) stop: AtomicBool,
+    pub(super) refresh: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) dirty: DirtySet,
+    pub(super) polled: BTreeSet<TreePath>,
+    pub(super) polled_changed: bool,
+    pub(super) stats: WatchStats,
+    pub(super) end: Option<End>,
+    pub(super) ended: bool,
+}
+
+/// Why watching ends.
+#[derive(Debug)]
+pub(super) enum End {
+    RootGone,
+    Read(io::Error),
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is complete before the next call that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A directory that a walk has yet to visit.
+#[derive(Debug)]
+struct Visit {
+    parent: Wd,
+    path: TreePath,
+    /// Something above it is already reported as a whole.
+    covered: bool,
+}
+
+/// The watcher's own state.
+pub(super) struct Engine<K: Kernel> {
+    identity: K::Identity,
     ignored: Ignored,
-    queue: Queue,
-    map: WatchMap,
+    pub(super) kernel: K,
+    pending: VecDeque<Event>,
+    map: WatchMap<K::Watch>,
     barrier: Option<Wd>,
     /// The directory of the last event and its path: events come in runs.
     last_dir: Option<(Wd, TreePath)>,
@@ -53,23 +97,13 @@ pub(super) struct Engine {
     shared: Arc<Shared>,
 }
 
-/// Makes [`InotifyWatcher::poll`] return when the thread ends, even by a panic.
-struct Ending(Arc<Shared>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.lock().ended = true;
-        self.0.news.notify_all();
-    }
-}
-
-impl Engine {
-    pub(super) fn new(path: PathBuf, identity: Identity, ignored: Ignored, queue: Queue, shared: Arc<Shared>) -> Self {
+impl<K: Kernel> Engine<K> {
+    pub(super) fn new(kernel: K, identity: K::Identity, ignored: Ignored, shared: Arc<Shared>) -> Self {
         Self {
-            path,
             identity,
             ignored,
-            queue,
+            kernel,
+            pending: VecDeque::new(),
             map: WatchMap::default(),
             barrier: None,
             last_dir: None,
@@ -80,52 +114,37 @@ impl Engine {
         }
     }
 
-    pub(super) fn run(mut self) {
-        let ending = Ending(self.shared.clone());
-        if let Err(end) = self.follow() {
-            ending.0.lock().end = Some(end);
+    /// Follows what the kernel has to tell by now.
+    pub(super) fn turn(&mut self) -> Result<(), End> {
+        if self.shared.refresh.swap(false, Ordering::AcqRel) {
+            self.rewalk(false)?;
         }
-    }
-
-    fn follow(&mut self) -> Result<(), End> {
-        while !self.shared.stopping() {
-            self.wait()?;
-            if self.shared.refresh.swap(false, Ordering::AcqRel) {
-                self.rewalk(false)?;
-            }
-            self.queue.read().map_err(End::Read)?;
-            let mut handled = 0;
-            while let Some(event) = self.queue.pending.pop_front() {
-                self.handle(&event)?;
-                handled += 1;
-                if handled % EVENTS_BETWEEN_READS == 0 {
-                    self.publish();
-                    if self.shared.stopping() {
-                        return Ok(());
-                    }
-                    self.queue.read().map_err(End::Read)?;
+        self.read()?;
+        let mut handled = 0;
+        while let Some(event) = self.pending.pop_front() {
+            self.handle(&event)?;
+            handled += 1;
+            if handled % EVENTS_BETWEEN_READS == 0 {
+                self.publish();
+                if self.shared.stopping() {
+                    return Ok(());
                 }
+                self.read()?;
             }
-            if std::mem::take(&mut self.contradicted) {
-                self.rewalk(true)?;
-            }
-            self.publish();
         }
+        if std::mem::take(&mut self.contradicted) {
+            self.rewalk(true)?;
+        }
+        self.publish();
         Ok(())
     }
 
-    fn wait(&self) -> Result<(), End> {
-        let mut fds =
-            [PollFd::from_borrowed_fd(self.queue.fd(), PollFlags::IN), PollFd::new(&self.shared.wake, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(End::Read(errno.into())),
-        }
-        if !fds[1].revents().is_empty() {
-            // Only resets the counter.
-            let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
-        }
-        Ok(())
+    fn read(&mut self) -> Result<(), End> {
+        self.kernel.read(&mut self.pending).map_err(End::Read)
+    }
+
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Shows the outside what was found.
@@ -199,7 +218,7 @@ impl Engine {
             self.shared.lock().dirty.root(touch(event.mask));
         } else if event.mask.contains(EventMask::IGNORED) {
             let watches = self.map.remove(event.wd);
-            self.queue.remove(watches);
+            self.kernel.unwatch(watches);
         } else if moved {
             return self.verify(event.wd);
         }
@@ -213,7 +232,7 @@ impl Engine {
         if let (Some(wd), true) = (known, event.mask.contains(EventMask::DELETE)) {
             // If it is a newer one by now, the event of its arrival is yet to come.
             let watches = self.map.remove(wd);
-            self.queue.remove(watches);
+            self.kernel.unwatch(watches);
         }
         // Without a path it is detached: all of it is walked when it gets a place.
         let Some(dir) = self.map.path(event.wd) else { return Ok(()) };
@@ -253,22 +272,22 @@ impl Engine {
         }
         if self.map.is_detached(wd) {
             let watches = self.map.remove(wd);
-            self.queue.remove(watches);
+            self.kernel.unwatch(watches);
         }
         Ok(())
     }
 
     /// Opens the root for as long as `work` takes: an open root keeps its file system from being
     /// unmounted. When it cannot be opened just now (too many open files) everything is polled.
-    fn with_root(&mut self, work: impl FnOnce(&mut Self, &Root) -> Result<(), End>) -> Result<(), End> {
-        match Root::open(&self.path) {
-            Ok(root) if root.identity() == self.identity => work(self, &root),
+    fn with_root(&mut self, work: impl FnOnce(&mut Self, &K::Root) -> Result<(), End>) -> Result<(), End> {
+        match self.kernel.open_root() {
+            Ok(root) if K::identify(&root) == self.identity => work(self, &root),
             Ok(_) => Err(End::RootGone),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Err(End::RootGone)
             }
             Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "cannot open the tree to watch it");
+                tracing::warn!(%error, "cannot open the tree to watch it");
                 self.polled.insert(TreePath::ROOT);
                 Ok(())
             }
@@ -280,7 +299,7 @@ impl Engine {
         self.last_dir = None;
         if lost {
             // Older than the walk, and everything will be looked at after it.
-            self.queue.pending.clear();
+            self.pending.clear();
         }
         self.with_root(|engine, root| engine.walk_all(root, lost))?;
         if lost {
@@ -289,36 +308,42 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn walk_all(&mut self, root: &Root, lost: bool) -> Result<(), End> {
+    pub(super) fn walk_all(&mut self, root: &K::Root, lost: bool) -> Result<(), End> {
         // The map is made anew: adding a watch that exists returns it, and what is not found any
         // more is dropped at the end.
         let old = std::mem::take(&mut self.map);
         self.polled.clear();
         // First, so that whoever waits gets an answer also where the watches do not suffice.
         self.watch_barrier(root, false)?;
-        let opened = root.open_dir(b"").map_err(io::Error::from).and_then(|dir| Ok((self.queue.add(&dir, MASK)?, dir)));
+        let opened = K::open_dir(root, b"").and_then(|dir| Ok((self.kernel.watch(&dir, MASK)?, dir)));
         match opened {
             Ok((watch, dir)) => {
-                let wd = self.map.put_root(watch);
+                let wd = self.map.put_root(K::wd(&watch), watch);
                 let mut todo = Vec::new();
                 self.list_into(&dir, wd, &TreePath::ROOT, false, &mut todo)?;
                 self.walk(root, todo, Depth::All, Some(&old))?;
             }
             Err(error) => self.unwatched(&TreePath::ROOT, &error),
         }
-        self.queue.remove(old.not_in(&self.map));
+        self.kernel.unwatch(old.not_in(&self.map));
         self.watch_barrier(root, lost)
     }
 
     /// Watches what is found at and beneath `todo`, and reports what was not watched until now.
     /// `old` is the map that this walk replaces.
-    fn walk(&mut self, root: &Root, mut todo: Vec<Visit>, depth: Depth, old: Option<&WatchMap>) -> Result<(), End> {
+    fn walk(
+        &mut self,
+        root: &K::Root,
+        mut todo: Vec<Visit>,
+        depth: Depth,
+        old: Option<&WatchMap<K::Watch>>,
+    ) -> Result<(), End> {
         let mut fresh = Vec::new();
         let mut visited = 0;
         while let Some(visit) = todo.pop() {
             visited += 1;
             if visited % DIRS_BETWEEN_READS == 0 {
-                self.queue.read().map_err(End::Read)?;
+                self.read()?;
                 if self.shared.stopping() {
                     break;
                 }
@@ -351,41 +376,48 @@ impl Engine {
     ///
     /// # Errors
     /// Whether its subtree is to be reported though it is not watched.
-    fn place(&mut self, root: &Root, visit: &Visit) -> Result<(OwnedFd, Wd, Put), bool> {
+    fn place(&mut self, root: &K::Root, visit: &Visit) -> Result<(K::Dir, Wd, Put), bool> {
         let name = visit.path.name();
-        let dir = match root.open_dir(visit.path.as_bytes()) {
+        let dir = match K::open_dir(root, visit.path.as_bytes()) {
             Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                if let Some(left) = self.map.child(visit.parent, name) {
-                    self.map.detach(left);
-                }
-                return Err(false);
-            }
-            // A mount point is where the tree ends; what cannot be read is the scan's to report.
-            Err(Errno::XDEV) => return Err(false),
-            Err(Errno::ACCESS) => return Err(true),
-            Err(errno) => {
-                self.unwatched(&visit.path, &errno.into());
-                return Err(true);
-            }
+            Err(error) => return Err(self.not_opened(visit, &error)),
         };
-        let watch = match self.queue.add(&dir, MASK) {
+        let watch = match self.kernel.watch(&dir, MASK) {
             Ok(watch) => watch,
             Err(error) => {
                 self.unwatched(&visit.path, &error);
                 return Err(true);
             }
         };
-        let (wd, known) = (watch.get_watch_descriptor_id(), watch.clone());
-        match self.map.put(visit.parent, name, watch) {
+        let (wd, known) = (K::wd(&watch), watch.clone());
+        match self.map.put(visit.parent, name, (wd, watch)) {
             Put::Contradiction => {
                 if !self.map.contains(wd) {
-                    self.queue.remove([known]);
+                    self.kernel.unwatch([known]);
                 }
                 self.contradicted = true;
                 Err(true)
             }
             put => Ok((dir, wd, put)),
+        }
+    }
+
+    /// Whether the subtree of a directory that cannot be opened is to be reported all the same.
+    fn not_opened(&mut self, visit: &Visit, error: &io::Error) -> bool {
+        match Errno::from_io_error(error) {
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                if let Some(left) = self.map.child(visit.parent, visit.path.name()) {
+                    self.map.detach(left);
+                }
+                false
+            }
+            // A mount point is where the tree ends; what cannot be read is the scan's to report.
+            Some(Errno::XDEV) => false,
+            Some(Errno::ACCESS) => true,
+            _ => {
+                self.unwatched(&visit.path, error);
+                true
+            }
         }
     }
 
@@ -397,18 +429,18 @@ impl Engine {
     /// Adds the directories in `dir` that are not ignored to `todo`.
     fn list_into(
         &mut self,
-        dir: &OwnedFd,
+        dir: &K::Dir,
         wd: Wd,
         path: &TreePath,
         covered: bool,
         todo: &mut Vec<Visit>,
     ) -> Result<(), End> {
-        let (queue, ignored) = (&mut self.queue, &self.ignored);
+        let (kernel, pending, ignored) = (&mut self.kernel, &mut self.pending, &self.ignored);
         let (mut listed, mut failed) = (0, None);
-        let result = list(dir, |name, is_dir| {
+        let result = K::list(dir, |name, is_dir| {
             listed += 1;
             if listed % ENTRIES_BETWEEN_READS == 0
-                && let Err(error) = queue.read()
+                && let Err(error) = kernel.read(pending)
             {
                 failed = Some(error);
                 return ControlFlow::Break(());
@@ -421,8 +453,8 @@ impl Engine {
             }
             ControlFlow::Continue(())
         });
-        if let Err(errno) = result {
-            self.unwatched(path, &errno.into());
+        if let Err(error) = result {
+            self.unwatched(path, &error);
         }
         failed.map_or(Ok(()), |error| Err(End::Read(error)))
     }
@@ -435,26 +467,26 @@ impl Engine {
                 && let Some(child) = self.map.child(wd, &name)
             {
                 let watches = self.map.remove(child);
-                self.queue.remove(watches);
+                self.kernel.unwatch(watches);
             }
         }
     }
 
     /// Watches the barrier directory if there is one. After lost events its markers count again.
-    fn watch_barrier(&mut self, root: &Root, lost: bool) -> Result<(), End> {
-        let Ok(dir) = root.open_dir(BARRIER_DIR) else { return Ok(()) };
-        match self.queue.add(&dir, BARRIER_MASK) {
-            Ok(watch) => self.barrier = Some(watch.get_watch_descriptor_id()),
+    fn watch_barrier(&mut self, root: &K::Root, lost: bool) -> Result<(), End> {
+        let Ok(dir) = K::open_dir(root, BARRIER_DIR) else { return Ok(()) };
+        match self.kernel.watch(&dir, BARRIER_MASK) {
+            Ok(watch) => self.barrier = Some(K::wd(&watch)),
             Err(error) => tracing::warn!(%error, "the barrier directory cannot be watched"),
         }
         if lost {
             let mut state = self.shared.lock();
-            let listed = list(&dir, |name, _| {
+            let listed = K::list(&dir, |name, _| {
                 state.dirty.barrier(name);
                 ControlFlow::Continue(())
             });
-            if let Err(errno) = listed {
-                tracing::warn!(error = %errno, "the barrier directory cannot be read");
+            if let Err(error) = listed {
+                tracing::warn!(%error, "the barrier directory cannot be read");
             }
         }
         Ok(())
