@@ -412,7 +412,8 @@ impl<T: Tell> Exchange<T> {
         }
         match output {
             Output::Opened { incarnation, head, peer_cursor, went_back, .. } => {
-                let renew = went_back || tree.may_have_missed(peer_cursor);
+                let beyond = tree.is_beyond_what_was_told(peer, peer_cursor);
+                let renew = went_back || beyond || tree.may_have_missed(peer_cursor);
                 self.opened(tree, peer, (incarnation, head), renew)?;
             }
             Output::Absent { .. } => self.set_state(peer, StreamState::Absent),

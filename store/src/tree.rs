@@ -36,6 +36,7 @@ mod pairing;
 mod perform;
 mod recover;
 mod scan;
+mod unseen;
 
 pub use apply::{Want, WantId};
 pub use decide::{Conflict, DecideError, Kept, Version};
@@ -128,7 +129,15 @@ pub struct Tree<V: Vfs, K: Kv> {
     arrivals: u64,
     /// Names of inodes with several links, so that a change of one is a change of all.
     linked: BTreeMap<u64, BTreeSet<TreePath>>,
+    /// When to scan for names of a file that got another one: making a link tells of the new name alone.
+    links_due: Option<Time>,
+    /// The journal's head before this start added to it.
+    head_at_start: u64,
+    /// How far each peer was told the journal since.
+    told: BTreeMap<NodeId, u64>,
     problems: BTreeMap<TreePath, String>,
+    /// What could not be read.
+    unseen: BTreeMap<TreePath, unseen::Unseen>,
     /// Mount points beneath the root, bounded by [`MOUNTS_MAX`].
     mounts: BTreeSet<TreePath>,
     minted_at: Option<Time>,
@@ -167,6 +176,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// [`TreeError`].
     pub fn open(vfs: V, kv: K, clock: Clock, options: TreeOptions) -> Result<Self, TreeError> {
         let mut index = Index::open(kv, &options.entropy)?;
+        let head_at_start = index.meta().head;
         let expected = match &options.expected_root {
             Some(id) => Some(id.clone()),
             None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),
@@ -208,7 +218,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             heard: 0,
             arrivals: 0,
             linked: BTreeMap::new(),
+            links_due: None,
+            head_at_start,
+            told: BTreeMap::new(),
             problems: BTreeMap::new(),
+            unseen: BTreeMap::new(),
             mounts: BTreeSet::new(),
             minted_at: None,
             rules_changed: false,

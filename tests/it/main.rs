@@ -10,5 +10,6 @@ mod restart;
 mod rules;
 mod sim;
 mod tombstones;
+mod troubles;
 mod two_trees;
 mod vault;

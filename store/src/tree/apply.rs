@@ -549,9 +549,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// When the next stuck path is to be tried again.
+    /// When the next stuck path is to be tried again, or the next unreadable one.
     pub fn next_retry(&self) -> Option<Time> {
-        self.apply.stuck.values().map(|s| s.retry_at).min()
+        self.apply.stuck.values().map(|s| s.retry_at).chain(self.next_unseen()).min()
     }
 
     /// Paths that could not be applied.

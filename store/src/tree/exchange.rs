@@ -46,6 +46,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The store's.
     pub fn read_rows(&mut self, after: u64, bytes_max: usize, peer: (NodeId, [u8; 16])) -> Result<Rows, TreeError> {
         let head = self.index.durable_head();
+        let read = self.read_rows_until(head, after, bytes_max, peer)?;
+        let told = self.told.entry(peer.0).or_default();
+        *told = read.2.max(*told);
+        Ok(read)
+    }
+
+    /// Whether a peer is further in the journal than it can be: it heard of seqs that this store had before
+    /// it, and the whole disk with it, was put back to an earlier state.
+    pub fn is_beyond_what_was_told(&self, peer: NodeId, peer_cursor: u64) -> bool {
+        peer_cursor > self.told.get(&peer).copied().unwrap_or(0).max(self.head_at_start)
+    }
+
+    fn read_rows_until(
+        &self,
+        head: u64,
+        after: u64,
+        bytes_max: usize,
+        peer: (NodeId, [u8; 16]),
+    ) -> Result<Rows, TreeError> {
         let journal = self.index.journal(after, JOURNAL_ROWS)?;
         let whole = journal.len() < JOURNAL_ROWS;
         let (mut rows, mut names, mut upto, mut bytes) = (Vec::new(), std::collections::BTreeMap::new(), after, 0);

@@ -1,9 +1,11 @@
 //! Looking at paths and minting what differs from what was shown.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::time::Time;
 
 use super::{MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
@@ -16,6 +18,9 @@ use crate::vfs::Vfs;
 const SUBTREE_ROWS: usize = 1_000;
 /// Inodes with several names that are kept in mind; the regular rescan finds what lies beyond.
 const LINKED_MAX: usize = 100_000;
+
+/// How long after a link was made its other names are looked for, by a scan: many are made at a time.
+const LINKS_SECS: i64 = 60;
 
 /// What a look led to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,7 +87,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub(super) fn judge(
         &mut self,
         path: &TreePath,
-        row: EntryRow,
+        mut row: EntryRow,
         seen: io::Result<Look>,
     ) -> Result<Observed, TreeError> {
         let found = match seen {
@@ -96,9 +101,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Ok(Look::Gone | Look::Special) => None,
             Ok(Look::Found(found)) => Some(found),
             // A mount lies between: hidden, not deleted.
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Ok(Observed::Skipped),
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
+                self.seen_again(path, false);
+                return Ok(Observed::Skipped);
+            }
             Err(error) => {
-                self.set_problem(path, format!("cannot be read: {error}"));
+                self.not_seen(path, false, format!("cannot be read: {error}"));
                 return Ok(Observed::Problem);
             }
         };
@@ -106,12 +114,22 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.options.ignore.ignored(path, is_dir) {
             return Ok(Observed::Skipped);
         }
-        self.clear_problem(path);
+        let yet_to_pair = self.is_yet_to_pair(path);
+        self.seen_again(path, false);
         self.mounts.remove(path);
         if let Some(found) = found.as_ref().filter(|f| f.links > 1 && !is_dir) {
             self.note_links(path, &found.stamp);
+            let is_new = row.shown.as_ref().is_none_or(|s| s.shown.state.is_none());
+            let names = self.linked.get(&found.stamp.inode).map_or(0, BTreeSet::len);
+            if is_new && (names as u64) < found.links && self.links_due.is_none() {
+                let now = self.now();
+                self.links_due = Some(Time::new(now.secs.saturating_add(LINKS_SECS), now.nanos));
+            }
         }
         let was_dir = matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == pleach_protocol::entry::Value::Dir);
+        if yet_to_pair && row.shown.is_none() && row.pairing == Pairing::No {
+            row.pairing = Pairing::ByTime;
+        }
         let outcome = self.judge_found(path, row, found.as_deref())?;
         if was_dir && !is_dir {
             self.observe_vanished(path)?;
@@ -158,9 +176,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Observation::Changed => {
                 let disk = found.map(|f| (&f.state, f.stamp.ctime));
                 let ctime_of_dir = found.and_then(|f| f.state.mtime);
-                let disk = disk.map(|(s, c)| {
-                    (s, if c == pleach_protocol::time::Time::default() { ctime_of_dir.unwrap_or(c) } else { c })
-                });
+                let disk = disk.map(|(s, c)| (s, if c == Time::default() { ctime_of_dir.unwrap_or(c) } else { c }));
                 if found.is_none() {
                     self.note_departure(&row, old.shown.state.as_ref());
                 }

@@ -40,6 +40,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn scan(&mut self) -> Result<ScanStats, TreeError> {
         let stats = self.scan_below(&TreePath::ROOT)?;
         self.scan_due = false;
+        self.links_due = None;
         if !self.index.meta().paired {
             self.index.meta_mut().paired = true;
         }
@@ -75,15 +76,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Ok(listed) => listed,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 // It went while we walked: its own look tells.
+                self.seen_again(path, true);
                 if !path.is_root() {
                     self.observe_in(place, path, false, false)?;
                 }
                 return Ok(Vec::new());
             }
-            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => return Ok(Vec::new()),
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
+                self.seen_again(path, true);
+                return Ok(Vec::new());
+            }
             Err(error) => {
                 // What could not be listed is unknown, not deleted.
-                self.set_problem(path, format!("cannot be listed: {error}"));
+                self.not_seen(path, true, format!("cannot be listed: {error}"));
                 return Ok(Vec::new());
             }
         };
@@ -92,6 +97,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.read_ignore_file(&dir, path);
         }
         if !in_doubt && let Some(below) = self.dirs_where_nothing_changed(&dir, path, &names, stats)? {
+            self.seen_again(path, true);
             return Ok(below);
         }
         let known: BTreeMap<TreePath, EntryRow> = self.index.children(path)?.into_iter().collect();
@@ -113,6 +119,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 below.push(dir);
             }
         }
+        self.seen_again(path, true);
         Ok(below)
     }
 
@@ -271,10 +278,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn catch_up(&mut self) -> Result<Vec<TreePath>, TreeError> {
-        if self.scan_due {
+        if self.scan_due || self.links_due.is_some_and(|due| due <= self.now()) {
             self.scan()?;
         }
         self.catch_up_with_gone()?;
+        self.retry_unseen()?;
         let due = std::mem::take(&mut self.dirty);
         if due.is_empty() {
             return Ok(Vec::new());
