@@ -64,6 +64,7 @@ impl ModelNode {
         self.tree = None;
         let now = self.disk.now().nanos_since_epoch();
         (self.disk, self.kv) = (ModelDisk::new(), MemoryKvDisk::default());
+        self.root_id = None;
         self.disk.advance(now.saturating_sub(self.disk.now().nanos_since_epoch()));
         let machine = self.disk.clone();
         self.kv.die_with(move || machine.crashed());

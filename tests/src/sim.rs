@@ -17,6 +17,8 @@ use pleach_protocol::path::TreePath;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
 
 mod checks;
+mod disk;
+mod events;
 mod life;
 mod net;
 mod node;
@@ -25,6 +27,8 @@ pub mod shrink;
 mod users;
 
 use checks::Rest;
+use disk::Disks;
+use events::{Look, Watch};
 use life::{LifeFaults, Promise};
 use net::{Line, NetFaults};
 use node::SimNode;
@@ -82,6 +86,8 @@ struct Faults {
     inside: bool,
     lost_stores: bool,
     skew: bool,
+    watch: Watch,
+    disks: Disks,
 }
 
 /// Says what is wrong with what was done, if anything is.
@@ -222,12 +228,20 @@ impl World {
         let count = 2 + random.index(4);
         let shape = random.below(3);
         let mut flag = |n| random.once_in(n);
-        let faults = Faults { kills: flag(2), power: flag(3), inside: flag(2), lost_stores: flag(6), skew: flag(2) };
+        let faults = Faults {
+            kills: flag(2),
+            power: flag(3),
+            inside: flag(2),
+            lost_stores: flag(6),
+            skew: flag(2),
+            watch: Watch::draw(&mut random),
+            disks: Disks::draw(&mut random),
+        };
         let net = NetFaults::draw(&mut random);
         let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();
         let life = LifeFaults::draw(&mut random);
         let mut nodes: Vec<SimNode> =
-            (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX))).collect();
+            (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX), faults.watch)).collect();
         if faults.skew {
             for node in &mut nodes {
                 node.model.disk.advance(i64::try_from(random.below(3)).unwrap_or(0) * 86_400_000_000_000);
@@ -352,7 +366,7 @@ impl World {
     /// Something happens.
     fn step(&mut self) -> Result<(), String> {
         let n = self.random.index(self.nodes.len());
-        match self.random.below(100) {
+        match self.random.below(106) {
             0..=17 => self.user_acts(n),
             18..=22 => self.pass_time(),
             23..=24 => self.operate(n),
@@ -371,6 +385,7 @@ impl World {
                 self.nodes[n].model.disk.crash_at(calls);
                 Ok(())
             }
+            100.. => self.disk_step(n),
             _ => Ok(()),
         }
     }
@@ -381,13 +396,13 @@ impl World {
     }
 
     fn user_acts(&mut self, n: usize) -> Result<(), String> {
-        if self.nodes[n].model.disk.crashed() {
+        if self.nodes[n].model.disk.crashed() || !self.nodes[n].model.disk.is_mounted() {
             return Ok(());
         }
         self.rest.begin(n);
-        let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, self.step);
-        let newest = self.rest.newest();
-        self.release_promises(|path| newest.iter().any(|touched| checks::related(path, touched)));
+        let (disks, step) = (self.faults.disks, self.step);
+        let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, disks, step);
+        self.release_touched(n);
         if let Some(what) = what {
             self.say(format!("n{n} user: {what}"));
         }
@@ -396,25 +411,40 @@ impl World {
 
     /// One round of a node's owner.
     fn work(&mut self, n: usize) -> Result<(), String> {
-        let scan = self.random.once_in(3);
+        if self.nodes[n].is_closed() {
+            return self.reopen(n);
+        }
+        let look = self.faults.watch.look(&mut self.random);
         let before = self.nodes[n].head();
-        let outcome = self.nodes[n].round(self.now, scan);
+        let outcome = self.nodes[n].round(self.now, look);
         let after = self.nodes[n].head();
-        self.say(format!("n{n} works, scan {scan}: {before:?} -> {after:?} {outcome:?}"));
+        self.say(format!("n{n} works, {look:?}: {before:?} -> {after:?} {outcome:?}"));
         self.after_work(n, outcome)
     }
 
     /// A node whose disk crashed is down; one that failed otherwise is at fault.
     fn after_work(&mut self, n: usize, outcome: Result<(), String>) -> Result<(), String> {
         self.pump(n);
+        self.hear_of_users(n);
         if self.nodes[n].model.disk.crashed() {
             let power = self.faults.power && self.random.once_in(2);
             return self.restart(n, power);
         }
-        outcome?;
+        if let Err(error) = outcome {
+            return self.tree_failed(n, error);
+        }
+        // What struck until now failed a path, not the tree.
+        self.nodes[n].was_struck();
         self.settle_waits(n);
         self.rest.check_contents(n, &self.nodes[n])?;
         self.nodes[n].check_contents_kept(false)
+    }
+
+    /// Takes note of what users did while the engine worked.
+    fn hear_of_users(&mut self, n: usize) {
+        for content in self.nodes[n].hear_of_users() {
+            self.rest.wrote(&content);
+        }
     }
 
     /// Hands one thing that a session wants to the owner, or one answer to a session.
@@ -474,8 +504,12 @@ impl World {
         let keep = self.random.index(self.nodes[n].model.kv.unflushed() + 1);
         let lost_store = self.faults.lost_stores && self.random.once_in(4);
         self.say(format!("n{n} is down ({kind:?}), {keep} batches kept, store lost {lost_store}"));
-        self.nodes[n].come_back(kind, keep, lost_store)?;
-        self.nodes[n].check_contents_kept(false)
+        self.nodes[n].come_back(kind, keep, lost_store);
+        if power && self.faults.disks.hooks {
+            // What a user wrote between two calls nobody has synced yet: it may be torn.
+            self.rest.wrote_all(&self.nodes[n].model.disk.user());
+        }
+        self.reopen(n)
     }
 
     /// Everything works again; goes on until all is at rest. False where a power failure took the only
@@ -486,14 +520,17 @@ impl World {
         self.heal_lines();
         for n in 0..self.nodes.len() {
             self.nodes[n].model.disk.crash_at(u64::MAX);
+            self.end_trials(n);
             if self.nodes[n].model.disk.crashed() {
                 self.restart(n, false)?;
             }
         }
+        self.rest.forget_plans();
         self.settle_operators()?;
         let (mut quiet, mut heads) = (0, Vec::new());
         for turn in 0..TURNS_MAX {
-            let news = self.turn(turn < 3 || turn % 20 == 19, turn % 20 == 19)?;
+            let look = self.faults.watch.look_healing(turn);
+            let news = self.turn(look, turn % 20 == 19)?;
             let now: Vec<_> = self.nodes.iter().map(SimNode::head).collect();
             let busy = news || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
             heads = now;
@@ -504,7 +541,8 @@ impl World {
                 return Ok(true);
             }
         }
-        if (self.faults.power || self.outcome.wiped) && self.only_lost_contents() {
+        let may_lose = self.faults.power || self.outcome.wiped || self.faults.disks.can_lose();
+        if may_lose && self.only_lost_contents() {
             self.outcome.lost_with_power += 1;
             return Ok(false);
         }
@@ -513,14 +551,17 @@ impl World {
     }
 
     /// Everybody does what is to be done in a second; says whether there was more than pings.
-    fn turn(&mut self, scan: bool, late: bool) -> Result<bool, String> {
+    fn turn(&mut self, look: Look, late: bool) -> Result<bool, String> {
         self.connect();
         self.pass(1_000_000_000)?;
         let mut news = false;
         for n in 0..self.nodes.len() {
             // Paths that failed are tried again after at most 300 s.
             self.nodes[n].model.disk.advance(if late { 400_000_000_000 } else { 0 });
-            let outcome = self.nodes[n].round(self.now, scan);
+            if self.nodes[n].is_closed() {
+                self.reopen(n)?;
+            }
+            let outcome = self.nodes[n].round(self.now, look);
             self.after_work(n, outcome)?;
             while self.take_event(n)? {
                 news = true;

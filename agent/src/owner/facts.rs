@@ -29,10 +29,7 @@ pub fn take_facts<V: Vfs, K: Kv>(tree: &mut Tree<V, K>, facts: &[Fact]) -> Resul
 
 /// Makes due what a fact asks for. A directory's own time changes with its children, without a fact.
 /// Barriers and the end of the root are the caller's.
-///
-/// # Errors
-/// [`TreeError`].
-pub fn take_fact<V: Vfs, K: Kv>(tree: &mut Tree<V, K>, fact: &Fact) -> Result<(), TreeError> {
+fn take_fact<V: Vfs, K: Kv>(tree: &mut Tree<V, K>, fact: &Fact) -> Result<(), TreeError> {
     match fact {
         Fact::Lost => tree.scan_later(),
         Fact::Subtree { dir } => {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_store::vfs::Kind;
-use pleach_store::vfs::model::Seen;
+use pleach_store::vfs::model::{ModelUser, Seen};
 
 use super::World;
 use super::node::SimNode;
@@ -21,6 +21,8 @@ pub(super) struct Rest {
     user: usize,
     /// All contents that a user completed.
     complete: BTreeSet<Vec<u8>>,
+    /// Paths that users will change between two calls of the engine, if it comes to that.
+    planned: BTreeSet<Vec<u8>>,
     /// Paths that somebody put and nobody took away.
     put: BTreeSet<Vec<u8>>,
     /// Contents that were shown at a rest, and those of them that everybody knows to be gone.
@@ -57,9 +59,37 @@ impl Rest {
         self.complete.insert(content.to_vec());
     }
 
+    /// Whatever users see now is as they left it.
+    pub(super) fn wrote_all(&mut self, user: &ModelUser) {
+        let files = user.snapshot(false).into_values().filter(|seen| seen.kind == Kind::File);
+        self.complete.extend(files.map(|seen| seen.content));
+    }
+
+    /// A disk that was put back holds these again.
+    pub(super) fn returned(&mut self, contents: &BTreeSet<Vec<u8>>) {
+        self.gone.retain(|content| !contents.contains(content));
+    }
+
     /// A user made something at a path: not a directory, for one that is made anew is the same.
     pub(super) fn put(&mut self, path: &str) {
-        self.put.insert(path.as_bytes().to_vec());
+        if !self.is_planned(path.as_bytes()) {
+            self.put.insert(path.as_bytes().to_vec());
+        }
+    }
+
+    /// A user will do something to a path.
+    pub(super) fn plan(&mut self, path: &str) {
+        self.planned.insert(path.as_bytes().to_vec());
+    }
+
+    /// Whether users are about to do something to a path.
+    pub(super) fn is_planned(&self, path: &[u8]) -> bool {
+        self.planned.iter().any(|planned| related(planned, path))
+    }
+
+    /// What was planned and not done will not be done.
+    pub(super) fn forget_plans(&mut self) {
+        self.planned.clear();
     }
 
     /// A user took away what is at a path.
@@ -76,6 +106,11 @@ impl Rest {
     /// The paths that all showed at the last rest.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.shown.keys()
+    }
+
+    /// What all showed of a path.
+    pub(super) fn was_shown(&self, path: &[u8]) -> Option<&Seen> {
+        self.shown.get(path)
     }
 
     /// Whether a change of a path can come from what users did.
@@ -96,7 +131,7 @@ impl Rest {
 
     /// No file is half-written, and none came back that everybody knew to be gone.
     pub(super) fn check_contents(&self, n: usize, node: &SimNode) -> Result<(), String> {
-        if node.model.disk.crashed() {
+        if node.model.disk.crashed() || !node.model.disk.is_mounted() {
             return Ok(());
         }
         for (path, seen) in node.model.seen().into_iter().filter(|(_, seen)| seen.kind == Kind::File) {
@@ -150,7 +185,9 @@ impl World {
         }
         let Rest { known, gone, .. } = &mut self.rest;
         known.extend(now.iter().cloned());
-        let over = known.iter().filter(|c| !now.contains(*c) && !kept.contains(&Hash(*blake3::hash(c).as_bytes())));
+        // Only what ends with a full stop was written once: others are parts of it, or more.
+        let once = known.iter().filter(|c| c.ends_with(b"."));
+        let over = once.filter(|c| !now.contains(*c) && !kept.contains(&Hash(*blake3::hash(c).as_bytes())));
         gone.extend(over.cloned());
         Ok(())
     }

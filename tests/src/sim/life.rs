@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_store::vfs::Kind;
 
-use super::{Random, World};
+use super::{Random, World, checks};
 
 /// Which of it a seed has.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ impl World {
                 self.pause(n, paused);
                 Ok(())
             }
-            5 if !self.nodes[n].is_up() => self.join(n),
+            5 if !self.nodes[n].joined => self.join(n),
             6 | 7 if self.life.waits => self.begin_wait(n),
             _ => Ok(()),
         }
@@ -77,23 +77,30 @@ impl World {
         self.say(format!("n{n} is wiped"));
         let told = self.random.once_in(2);
         self.drop_lines(n, told);
+        self.lose_disk(n);
+        let outcome = self.nodes[n].wipe();
+        self.after_work(n, outcome)
+    }
+
+    /// What only a node's disk had may be gone.
+    pub(super) fn lose_disk(&mut self, n: usize) {
         self.rest.forget_unshared(n);
         for promise in &mut self.promises {
             promise.holders.remove(&n);
         }
         self.promises.retain(|p| !p.holders.is_empty() && (p.node != n || p.confirmed));
-        let outcome = self.nodes[n].wipe();
-        self.after_work(n, outcome)
     }
 
     /// A node is started for the first time.
     pub(super) fn join(&mut self, n: usize) -> Result<(), String> {
         self.say(format!("n{n} joins"));
+        // On the directory beneath a disk that was never mounted a tree would begin.
+        self.nodes[n].model.disk.remount();
         let outcome = self.nodes[n].start();
         self.after_work(n, outcome)?;
         for at in 0..self.lines.len() {
             let [a, b] = self.lines[at].ends;
-            if (a == n || b == n) && self.nodes[a].is_up() && self.nodes[b].is_up() {
+            if (a == n || b == n) && self.nodes[a].joined && self.nodes[b].joined {
                 self.enrol(at, true)?;
             }
         }
@@ -127,7 +134,7 @@ impl World {
             if self.nodes[n].paused {
                 self.pause(n, false);
             }
-            if !self.nodes[n].is_up() && !self.nodes[n].model.disk.crashed() {
+            if !self.nodes[n].joined {
                 self.join(n)?;
             }
         }
@@ -141,7 +148,8 @@ impl World {
 
     /// Somebody waits: what they see is to survive, once they are told so.
     pub(super) fn begin_wait(&mut self, n: usize) -> Result<(), String> {
-        if !self.nodes[n].is_up() || self.nodes[n].paused {
+        // A store through a mapping shows in no stamp before it is written back: nobody could wait for it.
+        if !self.nodes[n].is_up() || self.nodes[n].paused || self.nodes[n].trials.has_open_files() {
             return Ok(());
         }
         let seen = self.nodes[n].model.seen();
@@ -151,7 +159,9 @@ impl World {
             let paths: BTreeSet<Vec<u8>> = self.rest.paths().chain(seen.keys()).cloned().collect();
             // What a disk lacks that was lost or is new is no deletion of a user's.
             let removed = |path: &Vec<u8>| !self.outcome.wiped && self.rest.is_touched_by(path, n);
-            let own = paths.into_iter().filter(|path| !self.rest.is_touched_by_others(path, n));
+            let own = paths
+                .into_iter()
+                .filter(|path| !self.rest.is_touched_by_others(path, n) && !self.rest.is_planned(path));
             let own = own.filter(|path| seen.contains_key(path) || removed(path));
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();
             let near = self.lines.iter().filter(|l| l.enabled && l.ends.contains(&n)).flat_map(|l| l.ends);
@@ -175,10 +185,18 @@ impl World {
     }
 
     /// Users changed these paths: what was promised of them is theirs again.
-    pub(super) fn release_promises(&mut self, related: impl Fn(&[u8]) -> bool) {
+    fn release_promises(&mut self, related: impl Fn(&[u8]) -> bool) {
         for promise in &mut self.promises {
             promise.facts.retain(|path, _| !related(path));
         }
+    }
+
+    /// The same for what the user who was last at work touched, or for all where files are open: they have
+    /// any name by now.
+    pub(super) fn release_touched(&mut self, n: usize) {
+        let newest = self.rest.newest();
+        let open = self.nodes[n].trials.has_open_files();
+        self.release_promises(|path| open || newest.iter().any(|touched| checks::related(path, touched)));
     }
 
     /// A process that ends waits no longer.

@@ -11,9 +11,13 @@ use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionCon
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::memory::MemoryKvDisk;
+use pleach_store::root::RootError;
+use pleach_store::tree::TreeError;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::CrashKind;
 
+use super::disk::Trials;
+use super::events::{Look, Watch, Watching};
 use crate::model::ModelNode;
 
 type Mail = Arc<Mutex<VecDeque<(u64, ToSession)>>>;
@@ -69,6 +73,11 @@ pub(super) struct SimNode {
     next_wait: u64,
     /// The head at the last hour.
     hour_ago: Option<u64>,
+    /// It was started once.
+    pub(super) joined: bool,
+    pub(super) trials: Trials,
+    how: Watch,
+    watching: Option<Watching>,
     /// What a loud run said last of the path that it watches.
     pub(super) watched: String,
     /// Contents that must be on this disk: they were in its tree or vault, and no user of this node
@@ -88,7 +97,7 @@ fn fresh_exchange(number: u8, drawn: &Arc<AtomicU64>) -> Exchange<Mailbox> {
 }
 
 impl SimNode {
-    pub(super) fn new(number: u8) -> Self {
+    pub(super) fn new(number: u8, how: Watch) -> Self {
         let drawn = Arc::default();
         Self {
             model: ModelNode::new(number),
@@ -104,6 +113,10 @@ impl SimNode {
             waits: BTreeMap::new(),
             next_wait: 0,
             hour_ago: None,
+            joined: false,
+            trials: Trials::default(),
+            how,
+            watching: None,
             watched: String::new(),
             owed: BTreeSet::new(),
             owed_synced: BTreeSet::new(),
@@ -111,14 +124,26 @@ impl SimNode {
     }
 
     pub(super) fn start(&mut self) -> Result<(), String> {
+        self.joined = true;
         self.starts += 1;
-        self.model.start().map_err(|error| format!("start: {}", chain(&error)))?;
+        if let Err(error) = self.model.start() {
+            self.trials.went_back = matches!(error, TreeError::Root(RootError::WentBack));
+            return Err(format!("start: {}", chain(&error)));
+        }
+        // Watch first, then list: what changes during the first scan is seen again.
+        self.watching = Watching::start(&self.model.disk, self.how).map_err(|error| chain(&error))?;
         let tree = self.model.tree.as_ref().ok_or("it did not start")?;
+        self.model.root_id = Some(tree.root_id().to_vec());
         self.exchange.load(tree, &self.peers).map_err(|error| chain(&error))
     }
 
     pub(super) const fn is_up(&self) -> bool {
         self.model.tree.is_some()
+    }
+
+    /// Its tree failed; its owner opens it anew.
+    pub(super) fn is_closed(&self) -> bool {
+        self.joined && !self.is_up() && !self.model.disk.crashed()
     }
 
     pub(super) fn head(&self) -> Option<u64> {
@@ -142,11 +167,14 @@ impl SimNode {
     }
 
     /// One round of the owner's loop.
-    pub(super) fn round(&mut self, now: u64, scan: bool) -> Result<(), String> {
+    pub(super) fn round(&mut self, now: u64, look: Look) -> Result<(), String> {
         let Some(tree) = &mut self.model.tree else { return Ok(()) };
         let now = Moment(now);
         let mut work = || {
-            if scan {
+            if let Some(watching) = &mut self.watching {
+                watching.follow(tree, look.events)?;
+            }
+            if look.scan {
                 tree.scan_later();
             }
             for path in tree.catch_up()? {
@@ -162,6 +190,9 @@ impl SimNode {
             self.exchange.apply(tree)?;
             tree.commit()?;
             self.exchange.tell(tree);
+            if look.mark {
+                tree.mark_last()?;
+            }
             self.exchange.serve_held(tree, now)
         };
         work().map_err(|error| chain(&error))
@@ -183,17 +214,14 @@ impl SimNode {
     pub(super) fn wipe(&mut self) -> Result<(), String> {
         self.end_process();
         self.model.wipe();
+        self.trials = Trials::default();
         (self.owed, self.owed_synced) = Default::default();
         self.start()
     }
 
     fn end_process(&mut self) {
-        self.model.tree = None;
-        self.events.clear();
-        (self.sessions, self.awaited, self.waits) = Default::default();
-        self.hour_ago = None;
+        self.close();
         self.exchange = fresh_exchange(self.model.id.0[0], &self.drawn);
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Somebody waits: all that changed on the disk is taken in. The wait's number.
@@ -416,8 +444,8 @@ impl SimNode {
         frames
     }
 
-    /// The node was down and is started again.
-    pub(super) fn come_back(&mut self, kind: CrashKind, keep: usize, lost_store: bool) -> Result<(), String> {
+    /// The node went down; it is yet to be started again.
+    pub(super) fn come_back(&mut self, kind: CrashKind, keep: usize, lost_store: bool) {
         self.end_process();
         self.model.disk.restart(kind);
         self.model.kv.crash(keep);
@@ -433,7 +461,23 @@ impl SimNode {
             self.owed.retain(|content| synced.contains(content) || there.contains(content));
             self.owed_synced = synced;
         }
-        self.start()
+    }
+
+    /// The tree is closed: its process lives on, or ends.
+    pub(super) fn close(&mut self) {
+        self.model.tree = None;
+        self.watching = None;
+        self.events.clear();
+        (self.sessions, self.awaited, self.waits) = Default::default();
+        self.hour_ago = None;
+        self.exchange.close();
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The disk was put back to what it was: it owes what is there now.
+    pub(super) fn owe_what_is_there(&mut self) {
+        self.owed = self.contents(false);
+        self.owed_synced = self.owed.clone();
     }
 
     /// Contents of regular files on the disk; without `everywhere` only in the tree and the vault.
@@ -455,9 +499,16 @@ impl SimNode {
         format!("{seen:?} {row:?}")
     }
 
+    /// Takes note of what users did while the engine worked; returns the contents that they made.
+    pub(super) fn hear_of_users(&mut self) -> Vec<Vec<u8>> {
+        let between = self.trials.take_between();
+        self.owed.retain(|content| !between.destroyed.contains(content));
+        between.made
+    }
+
     /// No step of the engine takes a content from the disk; users may.
     pub(super) fn check_contents_kept(&mut self, user: bool) -> Result<(), String> {
-        if self.model.disk.crashed() {
+        if self.model.disk.crashed() || !self.model.disk.is_mounted() {
             return Ok(());
         }
         let there = self.contents(true);

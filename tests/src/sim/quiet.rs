@@ -7,6 +7,7 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::version::Actor;
 
 use super::World;
+use super::events::Look;
 use super::node::SimNode;
 
 /// Turns of a quiet period.
@@ -56,7 +57,7 @@ impl World {
         self.begin_wait(n)?;
         let waits = self.outcome.waits;
         for _ in 0..WAIT_TURNS {
-            self.turn(false, false)?;
+            self.turn(Look::EVENTS, false)?;
         }
         if self.outcome.waits == waits {
             return Err(format!(
@@ -71,7 +72,7 @@ impl World {
         let state = |nodes: &[SimNode]| nodes.iter().map(SimNode::journal_state).collect::<Vec<_>>();
         let before = state(&self.nodes);
         for turn in 0..TURNS {
-            if self.turn(turn % 3 == 1, turn == 4)? {
+            if self.turn(Look { scan: turn % 3 == 1, ..Look::EVENTS }, turn == 4)? {
                 return Err("something is said while nothing happens".to_owned());
             }
         }
