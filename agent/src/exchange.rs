@@ -550,8 +550,10 @@ impl<T: Tell> Exchange<T> {
             return tree.missing(want.id, &reason);
         };
         let (id, path, hash, size) = (want.id, want.path.clone(), want.hash, want.size);
+        // What an earlier session or another peer brought is not sent again.
+        let offset = tree.received_of(id);
         self.wants.insert(id, Asked { want, peer, tried });
-        self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size });
+        self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size, offset });
         Ok(())
     }
 

@@ -140,6 +140,51 @@ fn a_line_of_three_relays_content_deletions_and_resolutions() {
     assert_eq!((a.read("d/large"), a.conflicts()), (Some(loser), vec![]));
 }
 
+/// How much of a content has arrived in staging.
+fn staged(node: &Node) -> u64 {
+    let Ok(found) = fs::read_dir(node.at(".pleach/staging")) else { return 0 };
+    found.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+}
+
+#[test]
+fn a_large_transfer_goes_on_where_it_broke_off_after_both_were_killed() {
+    let mut pair = Pair::new().start();
+    pair.wait();
+    let content: String = (0..800).map(large).collect();
+    let size = content.len() as u64;
+    pair.a.write("whole", &content);
+    until("a good part has arrived", || staged(&pair.b) > size / 8);
+    pair.a.kill();
+    pair.b.kill();
+    let there = staged(&pair.b);
+    assert!(there < size, "the kill came too late to show anything");
+    let before = pair.link.bytes.load(Ordering::SeqCst) as u64;
+    pair.a.start();
+    pair.b.start();
+    pair.wait();
+    let sent = pair.link.bytes.load(Ordering::SeqCst) as u64 - before;
+    println!("{there} of {size} bytes were there, {sent} were sent afterwards");
+    assert!(sent < (size - there) + size / 20, "{there} of {size} bytes were there, {sent} were sent afterwards");
+    assert_eq!(names(&pair.b.at(".pleach/staging")), BTreeSet::new());
+}
+
+#[test]
+fn a_renamed_directory_does_not_travel() {
+    let pair = Pair::new().start();
+    for n in 0..400 {
+        pair.a.write(&format!("old/d{:02}/f{n}", n % 20), &format!("{n} ").repeat(2_000));
+    }
+    pair.a.write("old/large", &large(1));
+    pair.wait();
+    let before = pair.link.bytes.load(Ordering::SeqCst);
+    fs::rename(pair.a.at("old"), pair.a.at("new")).unwrap();
+    pair.wait();
+    let sent = pair.link.bytes.load(Ordering::SeqCst) - before;
+    println!("{sent} bytes for 401 files");
+    assert!(sent < 401 * 600, "{sent} bytes for 401 files");
+    assert_eq!(names(&pair.b.at(".pleach/vault")), BTreeSet::new(), "nothing was displaced");
+}
+
 #[test]
 fn kills_at_any_moment_of_a_copy_lose_nothing() {
     let given = |name: &str| std::env::var(name).ok().map(|n| n.parse().unwrap());

@@ -253,7 +253,9 @@ impl Session {
             Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
-            Input::Want { tree, want, path, hash, size } => self.want(tree, want, path, hash, size),
+            Input::Want { tree, want, path, hash, size, offset } => {
+                self.want(tree, want, path, (hash, size, offset));
+            }
             Input::Drop { tree, want } => self.drop_want(tree, want),
             Input::Consumed { bytes } => self.take_consumed(bytes),
             Input::Content { tree: _, request, offset, bytes, last } => {
@@ -329,7 +331,10 @@ impl Session {
             Message::Merged { tree, upto } => self.handle_merged(tree, upto),
             Message::Applied { tree, upto, stuck } => self.handle_applied(tree, upto, stuck),
             Message::Request { tree, request, path, hash, size } => {
-                self.handle_request(tree, request, path, Hash(hash), size)
+                self.handle_request(tree, request, path, (Hash(hash), size, 0))
+            }
+            Message::RequestFrom { tree, request, path, hash, size, offset } => {
+                self.handle_request(tree, request, path, (Hash(hash), size, offset))
             }
             Message::Drop { request } => self.handle_drop(request),
             Message::Credit { bytes } => self.handle_credit(bytes),

@@ -16,8 +16,8 @@ pub use frame::{FrameError, FrameReader, frame};
 pub use hello::{Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
-/// The version of the messages. 1: first.
-pub const WIRE_VERSION: u16 = 1;
+/// The version of the messages. 1: first. 2: contents are asked for from where they broke off.
+pub const WIRE_VERSION: u16 = 2;
 /// The longest frame body on a link, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// About how much an index batch carries, in bytes.
@@ -146,6 +146,21 @@ pub enum Message {
     Notice {
         /// For people.
         text: String,
+    },
+    /// Control: the sender wants the rest of a content.
+    RequestFrom {
+        /// The tree.
+        tree: u16,
+        /// The sender's number for it, among those of the requests.
+        request: u64,
+        /// A path whose entry names it.
+        path: TreePath,
+        /// The content's BLAKE3.
+        hash: [u8; 32],
+        /// Its length in bytes.
+        size: u64,
+        /// The sender has so much of it from its beginning.
+        offset: u64,
     },
 }
 

@@ -139,6 +139,9 @@ fn messages() -> impl Strategy<Value = Message> {
         1 => (tree(), number(), any::<u32>()).prop_map(|(tree, upto, stuck)| Message::Applied { tree, upto, stuck }),
         2 => (tree(), number(), paths(), any::<[u8; 32]>(), number())
             .prop_map(|(tree, request, path, hash, size)| Message::Request { tree, request, path, hash, size }),
+        1 => (tree(), number(), paths(), any::<[u8; 32]>(), number(), number()).prop_map(
+            |(tree, request, path, hash, size, offset)| Message::RequestFrom { tree, request, path, hash, size, offset }
+        ),
         1 => number().prop_map(|request| Message::Drop { request }),
         1 => number().prop_map(|bytes| Message::Credit { bytes }),
         2 => (number(), number(), vec(any::<u8>(), 0..300), any::<bool>()).prop_map(

@@ -41,6 +41,8 @@ pub enum Space {
     Name = b'N',
     /// Path → [`ProblemRow`].
     Problem = b'P',
+    /// Id in staging → [`StagedRow`].
+    Staged = b'L',
     /// Directory → [`SumRow`].
     Sum = b'S',
     /// Path and id → [`VaultRow`].
@@ -179,6 +181,17 @@ pub enum IntentOp {
     MakeDir,
     /// An empty directory is removed.
     RemoveDir,
+}
+
+/// A content that is partly here, under its id in staging.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct StagedRow {
+    /// The path that is to show it.
+    pub path: TreePath,
+    /// The content.
+    pub hash: Hash,
+    /// Its whole length in bytes.
+    pub size: u64,
 }
 
 /// A displaced version.

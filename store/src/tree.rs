@@ -33,6 +33,7 @@ mod fetch;
 mod local;
 mod observe;
 mod pairing;
+mod partial;
 mod perform;
 mod recover;
 mod scan;
@@ -88,6 +89,8 @@ pub struct TreeOptions {
     pub boot: Vec<u8>,
     /// When this machine booted.
     pub booted: Time,
+    /// A content that is longer survives a restart while it is on its way, in bytes.
+    pub resumable_bytes_min: u64,
     /// The ignore rules of the config.
     pub ignore: IgnoreRules,
 }
@@ -123,6 +126,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     late: displace::LateWriters,
     fetches: BTreeMap<WantId, fetch::Fetch<V>>,
     motion: local::Motion,
+    /// Contents that are partly here, each by the path that is to show it; their rows say the same.
+    partials: BTreeMap<TreePath, partial::Partial>,
     /// The highest seq that any peer is known to have merged.
     heard: u64,
     /// Contents that arrived since the start.
@@ -143,6 +148,9 @@ pub struct Tree<V: Vfs, K: Kv> {
     minted_at: Option<Time>,
     rules_changed: bool,
 }
+
+/// What [`TreeOptions::resumable_bytes_min`] is on a real node: less is sent again in a moment.
+pub const RESUMABLE_BYTES_MIN: u64 = 8 * 1024 * 1024;
 
 /// Paths that wait for another look; beyond it a scan does their work.
 const DIRTY_MAX: usize = 100_000;
@@ -215,6 +223,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             late: displace::LateWriters::default(),
             fetches: BTreeMap::new(),
             motion: local::Motion::default(),
+            partials: BTreeMap::new(),
             heard: 0,
             arrivals: 0,
             linked: BTreeMap::new(),

@@ -157,6 +157,8 @@ pub trait Vfs: Send + Sync + 'static {
 
     /// Creates a nameless file in `dir` (`O_TMPFILE`), readable and writable, mode 0600.
     fn create_temp(&self, dir: &Self::Dir) -> io::Result<Self::File>;
+    /// Opens a file of our own again, readable and writable: one that [`Vfs::create_temp`] made and that got a name in `dir`.
+    fn open_staged(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
     /// Writes all of `data` at `offset`.
     fn write_at(&self, file: &Self::File, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Makes `to` share all of `from`'s content, where the file system can (`FICLONE`); false where it cannot.

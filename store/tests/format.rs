@@ -12,7 +12,7 @@ use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
     self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, RowError, STORE_VERSION,
-    ShownRow, Space, Stamp, SumRow, VaultRow, seal, unseal,
+    ShownRow, Space, StagedRow, Stamp, SumRow, VaultRow, seal, unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -171,6 +171,10 @@ impl Parts {
         SumRow { shown: 1 << 100, entries: u128::from(self.number), unsure: self.number }
     }
 
+    fn staged_row(&self) -> StagedRow {
+        StagedRow { path: self.path.clone(), hash: Hash([9; 32]), size: self.number }
+    }
+
     fn problem_row(&self) -> ProblemRow {
         ProblemRow { time: time(self.secs), reason: self.text.clone() }
     }
@@ -190,6 +194,7 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("name", seal(&parts.text)),
         ("problem", seal(&parts.problem_row())),
         ("sum", seal(&parts.sum_row())),
+        ("staged", seal(&parts.staged_row())),
         ("vault", seal(&parts.vault_row())),
         ("conflicts", seal(&parts.number)),
         // The values whose variants the rows above do not have.
@@ -224,9 +229,9 @@ fn the_stored_bytes_are_those_of_version_1() {
 
 #[test]
 fn the_spaces_are_those_of_version_1() {
-    use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault};
-    let spaces = [Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Sum, Vault, Conflict];
-    assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJMNPSVX");
+    use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Staged, Sum, Vault};
+    let spaces = [Content, Cursor, Entry, History, Intent, Journal, Staged, Meta, Name, Problem, Sum, Vault, Conflict];
+    assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJLMNPSVX");
 }
 
 /// A value with a checksum that holds.

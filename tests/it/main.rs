@@ -7,6 +7,7 @@ mod fuzz;
 mod histories;
 mod moves;
 mod restart;
+mod resume;
 mod rules;
 mod sim;
 mod tombstones;

@@ -74,6 +74,7 @@ impl Node {
             expected_root: None,
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),
+            resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
             ignore: IgnoreRules::new(&ignore).unwrap(),
         };
         let kv = Counting { kv: self.kv.open(), entries: Arc::clone(&self.entries) };

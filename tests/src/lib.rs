@@ -64,7 +64,7 @@ pub fn fetch<V: Vfs, K: Kv>(from: &Tree<V, K>, to: &mut Tree<V, K>) -> Result<bo
         }
         moved = true;
         for want in wants {
-            let mut offset = 0;
+            let mut offset = to.received_of(want.id);
             loop {
                 match from.read_content(&want.path, want.hash, offset, 64 * 1024) {
                     Ok(bytes) => {

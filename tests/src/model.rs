@@ -11,6 +11,9 @@ use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
 
 use crate::Heard;
 
+/// Contents that are longer survive a restart while they are on their way, in bytes: all but the shortest.
+const RESUMABLE_BYTES_MIN: u64 = 12;
+
 /// A tree on the modelled disk.
 pub type ModelTree = Tree<ModelVfs, MemoryKv>;
 
@@ -96,6 +99,7 @@ impl ModelNode {
             expected_root: self.root_id.clone(),
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),
+            resumable_bytes_min: RESUMABLE_BYTES_MIN,
             ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
         };
         let tree = Tree::open(ModelVfs::new(&self.disk), self.kv.open(), Box::new(move || disk.now()), options)?;

@@ -82,6 +82,7 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
         booted: booted(),
         ignore,
         settle: setup.config.settle,
+        resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
         copies: setup.config.conflict_copies,
     };
     let mut tree = Tree::open(UnixVfs::new(root.clone()), kv, Box::new(now), options)?;

@@ -403,6 +403,8 @@ pub struct Link {
     /// Connections so far, and how many of them have not ended.
     pub opened: Arc<AtomicUsize>,
     pub live: Arc<AtomicUsize>,
+    /// Bytes that went through, both ways.
+    pub bytes: Arc<AtomicUsize>,
     /// The sockets of all connections; none while it is cut.
     streams: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
@@ -413,8 +415,9 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let streams = Arc::new(Mutex::new(Some(Vec::new())));
-        let (opened, live) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let link = Self { port, opened, live, streams };
+        let [opened, live, bytes] = std::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
+        let link = Self { port, opened, live, bytes, streams };
+        let bytes = Arc::clone(&link.bytes);
         let (opened, live, all) = (Arc::clone(&link.opened), Arc::clone(&link.live), Arc::clone(&link.streams));
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
@@ -429,10 +432,11 @@ impl Link {
                 opened.fetch_add(1, Ordering::SeqCst);
                 live.fetch_add(1, Ordering::SeqCst);
                 let live = Arc::clone(&live);
+                let (there, back) = (Arc::clone(&bytes), Arc::clone(&bytes));
                 std::thread::spawn(move || {
-                    let back = std::thread::spawn(move || pump(far2, near2));
-                    pump(near, far);
-                    back.join().unwrap();
+                    let other = std::thread::spawn(move || pump(far2, near2, &back));
+                    pump(near, far, &there);
+                    other.join().unwrap();
                     live.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -453,11 +457,13 @@ impl Link {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream) {
+fn pump(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicUsize) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match from.read(&mut buffer) {
-            Ok(n) if n > 0 && to.write_all(&buffer[..n]).is_ok() => {}
+            Ok(n) if n > 0 && to.write_all(&buffer[..n]).is_ok() => {
+                bytes.fetch_add(n, Ordering::SeqCst);
+            }
             _ => break,
         }
     }

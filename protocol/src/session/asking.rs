@@ -20,7 +20,7 @@ struct Want {
     path: TreePath,
     hash: Hash,
     size: u64,
-    /// So much has arrived.
+    /// So much is here.
     offset: u64,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Asking {
 }
 
 impl Session {
-    pub(super) fn want(&mut self, tree: usize, want: u64, path: TreePath, hash: Hash, size: u64) {
+    pub(super) fn want(&mut self, tree: usize, want: u64, path: TreePath, (hash, size, offset): (Hash, u64, u64)) {
         if self.asking.numbers.contains_key(&(tree, want)) {
             return;
         }
@@ -62,7 +62,7 @@ impl Session {
         let number = self.asking.next;
         self.asking.next = number.saturating_add(1);
         self.asking.numbers.insert((tree, want), number);
-        self.asking.wants.insert(number, Want { tree, want, path, hash, size, offset: 0 });
+        self.asking.wants.insert(number, Want { tree, want, path, hash, size, offset });
         self.ask();
     }
 
@@ -73,8 +73,12 @@ impl Session {
             self.asking.unsent = request.saturating_add(1);
             let Some(tree) = self.streams.get(want.tree).and_then(|s| s.theirs) else { continue };
             self.asking.under_way = self.asking.under_way.saturating_add(1);
-            let (path, hash, size) = (want.path.clone(), want.hash.0, want.size);
-            self.transmit(&Message::Request { tree, request, path, hash, size });
+            let (path, hash, size, offset) = (want.path.clone(), want.hash.0, want.size, want.offset);
+            let message = match offset {
+                0 => Message::Request { tree, request, path, hash, size },
+                _ => Message::RequestFrom { tree, request, path, hash, size, offset },
+            };
+            self.transmit(&message);
         }
     }
 

@@ -130,6 +130,8 @@ pub enum Input {
         hash: Hash,
         /// Its length in bytes.
         size: u64,
+        /// So much of it is here already.
+        offset: u64,
     },
     /// We need it no longer; nothing more of it comes out.
     Drop {

@@ -70,8 +70,7 @@ impl Session {
         tree: u16,
         request: u64,
         path: TreePath,
-        hash: Hash,
-        size: u64,
+        (hash, size, offset): (Hash, u64, u64),
     ) -> Result<(), SessionError> {
         let (tree, _) = self.stream(tree)?;
         let serving = &mut self.serving;
@@ -79,8 +78,11 @@ impl Session {
         if request < serving.next || wanted >= REQUESTS_MAX {
             return Err(SessionError::Protocol("a request twice, or too many at once"));
         }
+        if offset > size {
+            return Err(SessionError::Protocol("a request from beyond the end"));
+        }
         serving.next = request.saturating_add(1);
-        let served = Served { tree, path, hash, size, offset: 0, reading: None, dropped: false };
+        let served = Served { tree, path, hash, size, offset, reading: None, dropped: false };
         serving.requests.insert(request, served);
         serving.waiting.push_back(request);
         self.serve();

@@ -252,7 +252,7 @@ fn an_absent_tree_stops_no_other() {
     assert!(pair.ends[1].count(|o| matches!(o, Output::Merge { tree: 1, upto: 5, .. })) == 1);
     assert!(pair.ends[0].seen.contains(&Output::PeerMerged { tree: 0, seq: 5 }));
     let path = TreePath::parse(b"f").unwrap();
-    pair.ends[0].local(Input::Want { tree: 1, want: 1, path, hash: Hash([1; 32]), size: 1 });
+    pair.ends[0].local(Input::Want { tree: 1, want: 1, path, hash: Hash([1; 32]), size: 1, offset: 0 });
     assert!(matches!(pair.ends[0].seen.last(), Some(Output::Missing { tree: 1, want: 1, .. })));
 }
 
@@ -333,7 +333,7 @@ fn sizes() -> impl Iterator<Item = (u64, u64)> {
 fn want(end: &mut End, want: u64, size: u64) {
     let path = TreePath::parse(format!("f{want}").as_bytes()).unwrap();
     let fill = u8::try_from(want % 251).unwrap();
-    end.local(Input::Want { tree: 0, want, path, hash: Hash([fill; 32]), size });
+    end.local(Input::Want { tree: 0, want, path, hash: Hash([fill; 32]), size, offset: 0 });
 }
 
 #[test]
@@ -354,6 +354,25 @@ fn a_thousand_contents_come_within_the_window() {
         assert!(end.count(|o| matches!(o, Output::Missing { .. })) == 0);
     }
     assert!(pair.peak.iter().all(|peak| (1..=CONTENT_WINDOW).contains(peak)), "{:?}", pair.peak);
+}
+
+#[test]
+fn a_content_comes_from_where_it_broke_off() {
+    let mut pair = Pair::new(End::new(1, 0, None), End::new(2, 0, None));
+    pair.run();
+    let path = TreePath::parse(b"f").unwrap();
+    let (size, offset) = (500_000, 400_000);
+    pair.ends[0].got.insert(5, vec![5; 400_000]);
+    pair.ends[0].local(Input::Want { tree: 0, want: 5, path, hash: Hash([5; 32]), size, offset });
+    pair.run();
+    let offsets = pair.ends[0].seen.iter().filter_map(|o| match o {
+        Output::Received { offset, bytes, .. } => Some((*offset, bytes.len() as u64)),
+        _ => None,
+    });
+    let offsets: Vec<(u64, u64)> = offsets.collect();
+    assert_eq!(offsets.first().map(|(offset, _)| *offset), Some(400_000));
+    assert_eq!(offsets.iter().map(|(_, length)| length).sum::<u64>(), 100_000);
+    assert!(pair.ends[1].session.serving_is_empty());
 }
 
 #[test]
@@ -506,6 +525,10 @@ fn what_breaks_the_conversation_ends_it() {
         ("an ack of nothing shown", vec![Message::Applied { tree: 0, upto: 1, stuck: 0 }]),
         ("a request twice", vec![ask(0, 1), ask(0, 1)]),
         ("a request in an unknown tree", vec![ask(7, 1)]),
+        (
+            "a request from beyond the end",
+            vec![Message::RequestFrom { tree: 0, request: 1, path: path.clone(), hash: [1; 32], size: 10, offset: 11 }],
+        ),
         ("too many requests", (0..257).map(|n| ask(0, n)).collect()),
         ("a drop of nothing", vec![Message::Drop { request: 0 }]),
         ("a credit for nothing", vec![Message::Credit { bytes: 1 }]),
@@ -520,7 +543,8 @@ fn what_breaks_the_conversation_ends_it() {
     ];
     for (what, messages) in table {
         let (mut session, _) = opened();
-        let input = Input::Want { tree: 0, want: 70, path: path.clone(), hash: Hash([1; 32]), size: 500_000 };
+        let input =
+            Input::Want { tree: 0, want: 70, path: path.clone(), hash: Hash([1; 32]), size: 500_000, offset: 0 };
         session.handle_local(Moment(0), input);
         let (last, before) = messages.split_last().unwrap();
         let mut say = |message: &Message| {
@@ -541,7 +565,7 @@ fn the_window_holds_against_a_peer_and_dropped_content_gives_its_room_back() {
         let path = TreePath::parse(b"f").unwrap();
         session.handle_local(
             Moment(0),
-            Input::Want { tree: 0, want: 70, path, hash: Hash([1; 32]), size: 2 * CONTENT_WINDOW },
+            Input::Want { tree: 0, want: 70, path, hash: Hash([1; 32]), size: 2 * CONTENT_WINDOW, offset: 0 },
         );
         if dropped {
             session.handle_local(Moment(0), Input::Drop { tree: 0, want: 70 });
@@ -595,8 +619,8 @@ fn frames_out_of_place_end_the_session() {
         change(&mut hello);
         fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap_err()
     };
-    let later = change(|h| (h.version_min, h.version_max) = (2, 9));
-    assert_eq!(later.to_string(), "no common version: this node speaks 1 to 1, the peer 2 to 9");
+    let later = change(|h| (h.version_min, h.version_max) = (3, 9));
+    assert_eq!(later.to_string(), "no common version: this node speaks 2 to 2, the peer 3 to 9");
     assert!(matches!(change(|h| h.magic[0] = 0), SessionError::Hello(HelloError::Magic)));
     let error = fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&Message::Ping)).unwrap_err();
     assert!(matches!(error, SessionError::Hello(HelloError::Magic)));

@@ -22,10 +22,13 @@ use crate::vfs::{Kind, Vfs};
 
 /// Paths under work at once; each may hold one open file.
 const WINDOW_PATHS: usize = 256;
-/// Files whose removal waits until the journal is read on: their content may be wanted under another name.
+/// Paths whose removal waits until the journal is read on: their content may be wanted under another name.
 const DEFERRED_MAX: usize = 16_384;
 /// So few of them do not wait for what peers have still to tell.
 const DEFERRED_FEW: usize = 64;
+/// Others are carried out when nothing was announced for so long, or over so many calls.
+const STILL_NANOS: i64 = 50_000_000;
+const STILL_CALLS: u32 = 16;
 /// Staged contents wait for others on their way, so that one sync serves many, until so many are
 /// there or so long has passed.
 const STAGED_ENOUGH: usize = WINDOW_PATHS / 2;
@@ -99,6 +102,11 @@ pub(super) struct Applier<V: Vfs> {
     pub(super) next_want: WantId,
     /// A path was taken up that the current round has not planned.
     pub(super) grown: bool,
+    /// What is to be asked for of contents that go on where they broke off.
+    pub(super) asked: Vec<Want>,
+    /// When the journal grew last, and calls since then.
+    journal_grew: Option<Time>,
+    still_calls: u32,
     /// Bytes that this call may still copy on this disk.
     pub(super) copy_left: u64,
     /// Since when staged contents wait for others.
@@ -119,6 +127,9 @@ impl<V: Vfs> Applier<V> {
             wants: BTreeMap::new(),
             next_want: 0,
             grown: false,
+            asked: Vec::new(),
+            journal_grew: None,
+            still_calls: 0,
             copy_left: 0,
             held_since: None,
             sync: None,
@@ -261,9 +272,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let mut wants = Vec::new();
         self.apply.copy_left = content::COPY_BYTES_MAX;
-        // Whether nothing new was announced since the last call.
-        let still = self.index.meta().head == self.apply.position_before;
-        self.apply.position_before = self.index.meta().head;
+        let still = self.is_journal_still();
+        self.apply_rounds(still, &mut wants)?;
+        wants.append(&mut self.apply.asked);
+        Ok(wants)
+    }
+
+    /// Whether nothing new was announced for a while.
+    fn is_journal_still(&mut self) -> bool {
+        let (now, head) = (self.now(), self.index.meta().head);
+        if head != self.apply.position_before {
+            (self.apply.position_before, self.apply.journal_grew, self.apply.still_calls) = (head, Some(now), 0);
+            return false;
+        }
+        self.apply.still_calls += 1;
+        let grew = self.apply.journal_grew.unwrap_or_default();
+        let waited = now.nanos_since_epoch().saturating_sub(grew.nanos_since_epoch());
+        waited >= STILL_NANOS || self.apply.still_calls >= STILL_CALLS
+    }
+
+    fn apply_rounds(&mut self, still: bool, wants: &mut Vec<Want>) -> Result<(), TreeError> {
         loop {
             for (path, seq) in self.index.take_turned() {
                 self.take_up(&path, seq);
@@ -271,21 +299,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.retry_stuck()?;
             self.fill_window()?;
             if self.apply.window.is_empty() {
-                return Ok(wants);
+                return Ok(());
             }
             let place = self.enter()?;
             self.apply.grown = false;
             self.copy_all_on()?;
-            let ops = self.plan_window(&place, &mut wants)?;
+            let ops = self.plan_window(&place, wants)?;
             if ops.is_empty() && !self.apply.grown {
                 if self.release_removals(still) {
                     continue;
                 }
-                return Ok(wants);
+                return Ok(());
             }
             if !self.perform(&place, ops)? {
                 // Somebody else is at work on the disk: their changes are looked at first.
-                return Ok(wants);
+                return Ok(());
             }
         }
     }
@@ -345,7 +373,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let due = self.apply.window.iter().filter(|(_, work)| work.removal != Removal::Deferred);
         let mut paths: Vec<(bool, u64, TreePath)> = Vec::new();
         for (path, work) in due {
-            let goes = work.removal == Removal::Unasked && goes(&self.index.row(path)?);
+            let asked = work.removal != Removal::Unasked || !matches!(work.progress, Progress::New);
+            let goes = !asked && goes(&self.index.row(path)?);
             paths.push((!goes, work.seq, path.clone()));
         }
         paths.sort_unstable();
@@ -363,6 +392,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     self.apply.window.remove(&path);
                     self.apply.take_offer(&path);
                     self.apply_done(&path);
+                    self.drop_partial(place, &path)
+                        .map_err(|source| TreeError::Disk { what: "clearing staging", source })?;
                     if self.problems.contains_key(&path) && row.shown.is_none_or(|s| s.shown.state.is_none()) {
                         // Listed by an earlier life, and no scan comes by where nothing is.
                         self.observe_in(place, &path, false, false)?;
@@ -463,6 +494,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let Some(view) = view else {
             return match shown {
                 None => Ok(Plan::Done),
+                // What is in it may be on its way elsewhere, and is looked through once.
+                Some(Value::Dir) if self.apply.defer(path) => Ok(Plan::Wait),
                 Some(Value::Dir) => self.plan_removal(place, path),
                 Some(value) => {
                     if let (_, Some(hash)) = content_of(value)

@@ -1,6 +1,8 @@
 //! The contents that the applier needs: they come with the announcement, are moved or copied from
 //! somewhere else on this disk, or are asked for.
 
+use std::io;
+
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::view::{self, State};
@@ -10,7 +12,7 @@ use super::perform::OpKind;
 use super::{Tree, TreeError, Want, WantId};
 use crate::kv::Kv;
 use crate::root::Place;
-use crate::rows::{EntryRow, Holder};
+use crate::rows::EntryRow;
 use crate::vfs::Vfs;
 
 /// Bytes that one call of the applier copies from this disk: the owner has others to serve.
@@ -27,6 +29,10 @@ pub(super) struct Building<V: Vfs> {
     hasher: blake3::Hasher,
     filled: u64,
     local: Option<Local<V>>,
+    /// Its name in staging, where it survives a restart.
+    partial: Option<u64>,
+    /// Some of it was here before.
+    resumed: bool,
 }
 
 /// A content of this disk that is copied.
@@ -35,12 +41,25 @@ enum Local<V: Vfs> {
     Copied(V::File),
     /// It is there already, shared with its source: only read and verified.
     Cloned,
+    /// So much of it arrived earlier: it is read, then more is asked for.
+    Kept(u64),
+}
+
+/// Where an inode is.
+#[derive(Clone, Debug)]
+pub(super) enum Origin {
+    /// At a path that is to lose it.
+    Tree(TreePath),
+    /// In the vault.
+    Vault(TreePath, u64),
+    /// In staging, under this id.
+    Staging(u64),
 }
 
 /// Where the inode of a content that needs no copy is until it is moved.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
-    pub(super) holder: Holder,
+    pub(super) origin: Origin,
     /// The row of its path, for one in the tree.
     pub(super) row: EntryRow,
 }
@@ -78,12 +97,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.apply.set_progress(path, Progress::Staged(Box::new(staged)));
             return Ok(Plan::Do(OpKind::Put));
         }
-        let mut building = match self.start_building(place, path, hash, size) {
+        let resumable = offered.is_none() && size > self.options.resumable_bytes_min;
+        let started = match self.open_large(place, path, (hash, size), resumable && !no_local)? {
+            Some(started) => started,
+            None => self.start_building(place, path, hash, size),
+        };
+        let mut building = match started {
             Ok(building) => building,
             Err(error) => return Ok(Plan::Fail(format!("cannot be staged: {error}"))),
         };
         let id = building.want;
-        if offered.is_none() && size > 0 && !no_local {
+        if offered.is_none() && size > 0 && !no_local && building.local.is_none() {
             building.local = self.open_content(path, hash).ok().map(|source| {
                 match self.vfs.clone_content(&source, &building.file) {
                     Ok(true) => Local::Cloned,
@@ -92,6 +116,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             });
         }
         let local = building.local.is_some();
+        if !local && resumable {
+            building = match self.begin_large(place, path, building)? {
+                Ok(building) => building,
+                Err(error) => return Ok(Plan::Fail(format!("cannot be staged: {error}"))),
+            };
+        }
         self.apply.set_progress(path, Progress::Building(Box::new(building)));
         self.apply.wants.insert(id, path.clone());
         if let Some(content) = offered {
@@ -118,26 +148,63 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    fn start_building(
-        &mut self,
-        place: &Place<V>,
-        path: &TreePath,
-        hash: Hash,
-        size: u64,
-    ) -> std::io::Result<Building<V>> {
+    fn start_building(&mut self, place: &Place<V>, path: &TreePath, hash: Hash, size: u64) -> io::Result<Building<V>> {
         if self.apply.sync.is_none() {
             self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
         }
         let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
         let file = match self.vfs.create_temp(&dir) {
             // It gets its name while the directory is open for us.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.vfs.create_temp(&place.staging)?
-            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.vfs.create_temp(&place.staging)?,
             other => other?,
         };
         let hasher = blake3::Hasher::new();
-        Ok(Building { want: self.next_want(), hash, size, file, hasher, filled: 0, local: None })
+        Ok(Building {
+            want: self.next_want(),
+            hash,
+            size,
+            file,
+            hasher,
+            filled: 0,
+            local: None,
+            partial: None,
+            resumed: false,
+        })
+    }
+
+    /// Takes up what is here of a large content.
+    fn open_large(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        (hash, size): (Hash, u64),
+        resumable: bool,
+    ) -> Result<Option<io::Result<Building<V>>>, TreeError> {
+        if !resumable {
+            let dropped = self.drop_partial(place, path);
+            return Ok(dropped.err().map(Err));
+        }
+        let (file, id, there) = match self.open_partial(place, path, (hash, size)) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Ok(None),
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        self.begin_batch(place)?;
+        tracing::debug!(path = %path, bytes = there, "a content goes on where it broke off");
+        let (want, hasher, local) = (self.next_want(), blake3::Hasher::new(), Some(Local::Kept(there)));
+        let (partial, resumed) = (Some(id), there > 0);
+        Ok(Some(Ok(Building { want, hash, size, file, hasher, filled: 0, local, partial, resumed })))
+    }
+
+    /// Gives a large content that is to be fetched a name in staging, at its first byte.
+    fn begin_large(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        building: Building<V>,
+    ) -> Result<io::Result<Building<V>>, TreeError> {
+        let begun = self.begin_partial(place, path, (building.hash, building.size))?;
+        Ok(begun.map(|(file, id)| Building { file, partial: Some(id), ..building }))
     }
 
     /// Carries the local copies on, within what one call may copy.
@@ -162,7 +229,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             };
             let (from, copied) = match &building.local {
                 Some(Local::Copied(source)) => (source, true),
-                Some(Local::Cloned) => (&building.file, false),
+                Some(Local::Kept(upto)) if building.filled >= *upto && building.filled < building.size => {
+                    building.local = None;
+                    let (id, hash, size) = (building.want, building.hash, building.size);
+                    self.apply.asked.push(Want { id, path: path.clone(), hash, size });
+                    return Ok(());
+                }
+                Some(Local::Cloned | Local::Kept(_)) => (&building.file, false),
                 None => return Ok(()),
             };
             let read = match self.vfs.read_at(from, building.filled, &mut buffer) {
@@ -224,10 +297,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !last {
             return Ok(());
         }
-        if Hash(*building.hasher.finalize().as_bytes()) != building.hash {
-            return self.missing(id, "the content changed while it was sent");
+        if Hash(*building.hasher.finalize().as_bytes()) == building.hash {
+            return self.finish_building(id);
         }
-        self.finish_building(id)
+        if building.resumed {
+            // What was here before may be torn: all of it is asked for, at once.
+            return self.ask_instead(&path);
+        }
+        let place = self.enter()?;
+        let cleared = self.drop_partial(&place, &path);
+        cleared.map_err(|source| TreeError::Disk { what: "clearing staging", source })?;
+        self.missing(id, "the content changed while it was sent")
     }
 
     /// A content is whole and verified.
@@ -235,7 +315,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let Some(path) = self.apply.wants.remove(&id) else { return Ok(()) };
         let Some(work) = self.apply.window.remove(&path) else { return Ok(()) };
         if let Progress::Building(done) = work.progress {
-            let staged = Staged { file: done.file, hash: done.hash, size: done.size, source: None };
+            let source = done.partial.map(|id| Source { origin: Origin::Staging(id), row: EntryRow::default() });
+            let staged = Staged { file: done.file, hash: done.hash, size: done.size, source };
             self.apply.window.insert(path, Work { progress: Progress::Staged(Box::new(staged)), ..work });
         }
         Ok(())
@@ -265,6 +346,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether more of this content is awaited.
     pub fn is_wanted(&self, id: WantId) -> bool {
         self.apply.wants.contains_key(&id) || self.fetches.contains_key(&id)
+    }
+
+    /// How much of a content that is asked for is here, in bytes.
+    pub fn received_of(&self, id: WantId) -> u64 {
+        let fetched = self.fetches.get(&id).map(super::fetch::Fetch::filled);
+        let built = self.apply.wants.get(&id).and_then(|path| match &self.apply.window.get(path)?.progress {
+            Progress::Building(building) => Some(building.filled),
+            _ => None,
+        });
+        fetched.or(built).unwrap_or(0)
     }
 
     /// A number for another want.

@@ -29,6 +29,12 @@ pub(super) struct Fetch<V: Vfs> {
     filled: u64,
 }
 
+impl<V: Vfs> Fetch<V> {
+    pub(super) const fn filled(&self) -> u64 {
+        self.filled
+    }
+}
+
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Begins to fetch a content into the vault: pieces come by [`Tree::receive`], the end is told
     /// by [`Tree::is_wanted`] and [`Tree::has_content`]. None where too many are under way.

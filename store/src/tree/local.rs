@@ -11,7 +11,7 @@ use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::view::State;
 
-use super::content::{Source, Staged};
+use super::content::{Origin, Source, Staged};
 use super::displace::id_name;
 use super::exchange::INLINE_BYTES_MAX;
 use super::{Tree, TreeError, content_of};
@@ -228,7 +228,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && set.owner.is_none_or(|owner| owner == (meta.uid, meta.gid));
         let alone = meta.kind == Kind::File && meta.links == 1 && self.vfs.writers(&file) == Writers::None;
         let same = shown.stamp == Some(stamp_of(&meta)) && content_of(&view.value) == (Some(size), Some(hash));
-        let source = Some(Source { holder: Holder::Tree(from.clone()), row });
+        let source = Some(Source { origin: Origin::Tree(from.clone()), row });
         (kept && alone && same).then_some(Staged { file, hash, size, source })
     }
 
@@ -239,7 +239,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let meta = self.vfs.stat_file(&file).ok()?;
         let same = row.stamp.is_some_and(|stamp| stamp.same_but_ctime(&stamp_of(&meta)));
         let alone = meta.links == 1 && self.vfs.writers(&file) == Writers::None;
-        let source = Some(Source { holder: Holder::Vault(path, id), row: EntryRow::default() });
+        let source = Some(Source { origin: Origin::Vault(path, id), row: EntryRow::default() });
         (same && alone).then_some(Staged { file, hash, size: row.size, source })
     }
 }

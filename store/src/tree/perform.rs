@@ -8,13 +8,13 @@ use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::view::{self, State, default_mode};
 
-use super::content::{Source, Staged};
+use super::content::{Origin, Source, Staged};
 use super::displace::id_name;
 use super::{Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::stamp_of;
 use crate::root::Place;
-use crate::rows::{self, EntryRow, Holder, Intent, IntentOp, ShownRow, Space, Stamp};
+use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
 
 /// Up to this many files are made durable one by one; more by one syncfs (LINUX.md §11).
@@ -60,9 +60,9 @@ impl<V: Vfs> Op<V> {
 
     /// The path in the tree that it comes from.
     fn moved_from(&self) -> Option<&TreePath> {
-        match &self.source()?.holder {
-            Holder::Tree(from) => Some(from),
-            Holder::Vault(..) => None,
+        match &self.source()?.origin {
+            Origin::Tree(from) => Some(from),
+            Origin::Vault(..) | Origin::Staging(_) => None,
         }
     }
 
@@ -186,9 +186,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             context: op.row.entry.context.clone(),
             state,
             inode,
-            from: op.source().map(|source| match &source.holder {
-                Holder::Tree(path) => (path.clone(), 0),
-                Holder::Vault(path, id) => (path.clone(), *id),
+            from: op.source().and_then(|source| match &source.origin {
+                Origin::Tree(path) => Some((path.clone(), 0)),
+                Origin::Vault(path, id) => Some((path.clone(), *id)),
+                Origin::Staging(_) => None,
             }),
         })
     }
@@ -293,10 +294,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn put(&self, place: &Place<V>, dir: &V::Dir, op: &Op<V>, id: u64) -> io::Result<Outcome> {
         let (name, staged_name) = (op.path.name(), id_name(id));
-        if let Some(source) = op.source() {
+        let replaces = op.row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        let partial = match op.source().map(|source| &source.origin) {
+            Some(Origin::Staging(id)) if replaces => Some(id_name(*id)),
+            _ => None,
+        };
+        if let Some(source) = op.source()
+            && partial.is_none()
+        {
             return self.move_in(place, dir, op, source);
         }
-        let replaces = op.row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
         if let (false, Some(staged)) = (replaces, &op.staged) {
             return match self.vfs.link_temp(&staged.file, dir, name) {
                 Ok(()) => self.stamp_of_put(dir, op),
@@ -305,6 +312,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             };
         }
         match (&op.staged, op.view.as_ref().map(|v| &v.value)) {
+            _ if let Some(partial) = &partial => {
+                self.vfs.rename(&place.staging, partial, &place.staging, &staged_name, RenameMode::NoReplace)?;
+            }
             (Some(staged), _) => self.vfs.link_temp(&staged.file, &place.staging, &staged_name)?,
             (None, Some(Value::Symlink { target })) => {
                 self.vfs.create_symlink(&place.staging, &staged_name, target)?;
@@ -318,7 +328,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         match self.vfs.rename(&place.staging, &staged_name, dir, name, mode) {
             Ok(()) => {}
             Err(error) => {
-                self.vfs.remove_file(&place.staging, &staged_name)?;
+                self.unstage(place, &staged_name, partial.as_deref())?;
                 let raced = matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT));
                 return if raced { Ok(Outcome::Raced) } else { Err(error) };
             }
@@ -326,18 +336,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if replaces && self.is_dir(&place.staging, &staged_name)? {
             // Somebody put a directory there: it goes back, whole.
             self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::Exchange)?;
-            self.vfs.remove_file(&place.staging, &staged_name)?;
+            self.unstage(place, &staged_name, partial.as_deref())?;
             return Ok(Outcome::Raced);
         }
         self.stamp_of_put(dir, op)
     }
 
+    /// A content did not get its name: a large one is kept, under its own id.
+    fn unstage(&self, place: &Place<V>, name: &[u8], partial: Option<&[u8]>) -> io::Result<()> {
+        match partial {
+            Some(partial) => self.vfs.rename(&place.staging, name, &place.staging, partial, RenameMode::NoReplace),
+            None => self.vfs.remove_file(&place.staging, name),
+        }
+    }
+
     /// Gives an inode that has a name this one instead.
     fn move_in(&self, place: &Place<V>, dir: &V::Dir, op: &Op<V>, source: &Source) -> io::Result<Outcome> {
         let name = op.path.name();
-        let (from_dir, from) = match &source.holder {
-            Holder::Vault(_, id) => (None, id_name(*id)),
-            Holder::Tree(path) => {
+        let (from_dir, from) = match &source.origin {
+            Origin::Vault(_, id) | Origin::Staging(id) => (None, id_name(*id)),
+            Origin::Tree(path) => {
                 let Some(holder) = self.open_parent(place, path)? else { return Ok(Outcome::Raced) };
                 let there = self.vfs.stat(&holder, path.name())?.map(|meta| stamp_of(&meta));
                 if there.is_none() || there != source.row.shown.as_ref().and_then(|shown| shown.stamp) {
@@ -346,7 +364,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 (Some(holder), path.name().to_vec())
             }
         };
-        let from_dir = from_dir.as_ref().unwrap_or(&place.vault);
+        let own = if matches!(source.origin, Origin::Staging(_)) { &place.staging } else { &place.vault };
+        let from_dir = from_dir.as_ref().unwrap_or(own);
         match self.vfs.rename(from_dir, &from, dir, name, RenameMode::NoReplace) {
             Ok(()) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
@@ -544,13 +563,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// An inode got another name: it is not any more where it was.
     fn conclude_source(&mut self, op: &Op<V>, (size, hash): (u64, Hash)) -> Result<(), TreeError> {
-        match op.source().map(|source| &source.holder) {
+        match op.source().map(|source| &source.origin) {
             None => Ok(()),
-            Some(Holder::Vault(path, id)) => {
+            Some(Origin::Staging(_)) => {
+                self.forget_partial(&op.path);
+                Ok(())
+            }
+            Some(Origin::Vault(path, id)) => {
                 self.forget_version(path, *id, (size, Some(hash)));
                 Ok(())
             }
-            Some(Holder::Tree(from)) => {
+            Some(Origin::Tree(from)) => {
                 let mut row = self.index.row(from)?;
                 let before = Self::shown(&row).state;
                 let writer = self.writer_of(&row.entry, false)?;

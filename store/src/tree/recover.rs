@@ -44,6 +44,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             .and_then(|handle| self.vfs.sync_all(&handle))
             .map_err(|source| TreeError::Disk { what: "making recovered changes durable", source })?;
         self.index.flush()?;
+        self.find_partials(&place)?;
         self.clear_staging(&place)?;
         if crashed {
             self.pair_what_was_not_durable(&place)?;
@@ -311,7 +312,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// What no intent speaks of is not known to be ours: it goes into the vault, never away.
     fn clear_staging(&mut self, place: &Place<V>) -> Result<(), TreeError> {
         let disk = |source| TreeError::Disk { what: "clearing staging", source };
-        for name in self.vfs.list(&place.staging).map_err(disk)? {
+        let mut names = self.vfs.list(&place.staging).map_err(disk)?;
+        names.retain(|name| !self.is_partial(&name.name));
+        for name in names {
             let kept = [FOUND, &id_name(self.index.next_id())[..]].concat();
             tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file in staging goes into the vault");
             self.vfs.rename(&place.staging, &name.name, &place.vault, &kept, RenameMode::NoReplace).map_err(disk)?;

@@ -372,6 +372,15 @@ impl Vfs for UnixVfs {
         Ok(UnixFile(fd.into()))
     }
 
+    fn open_staged(&self, dir: &UnixDir, name: &[u8]) -> io::Result<UnixFile> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let fd = openat(dir.fd.as_fd(), checked(name)?, flags)?;
+        match kind_of_mode(&statx_fd(fd.as_fd())?) {
+            Kind::File => Ok(UnixFile(fd.into())),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
     fn write_at(&self, file: &UnixFile, offset: u64, data: &[u8]) -> io::Result<()> {
         file.0.write_all_at(data, offset)
     }

@@ -12,7 +12,8 @@ use pleach_protocol::session::{
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::{
-    ActorRow, Bytes, CONTENT_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, packed,
+    ActorRow, Bytes, CONTENT_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello,
+    WIRE_VERSION, packed,
 };
 
 /// The most outputs that one input may give rise to: requests of one side and reads, acks beside.
@@ -74,8 +75,8 @@ pub(super) fn hello(role: LinkRole, batches: u16, window: u64) -> Hello {
     });
     Hello {
         magic: MAGIC,
-        version_min: 1,
-        version_max: 1,
+        version_min: WIRE_VERSION,
+        version_max: WIRE_VERSION,
         software: "fuzz".into(),
         name: "peer".into(),
         start: 1,
@@ -229,7 +230,11 @@ fn message(source: &mut Source<'_>) -> Message {
         }
         2 => Message::Merged { tree, upto: number },
         3 => Message::Applied { tree, upto: number, stuck: 1 },
-        4 | 5 => Message::Request { tree, request: number, path: path(1), hash: [1; 32], size: source.number() },
+        5 => {
+            let (size, offset) = (source.number(), source.number());
+            Message::RequestFrom { tree, request: number, path: path(1), hash: [1; 32], size, offset }
+        }
+        4 => Message::Request { tree, request: number, path: path(1), hash: [1; 32], size: source.number() },
         6 => Message::Drop { request: number },
         7 => Message::Credit { bytes: number << (source.byte() & 31) },
         8 => {
@@ -260,7 +265,7 @@ fn fact(node: &mut Node, source: &mut Source<'_>) -> Input {
         1 => Input::AskHead { tree, id: number },
         2 => Input::Applied { tree, upto: number, stuck: 0 },
         3 => Input::Drop { tree, want: number },
-        _ => Input::Want { tree, want: number, path: path(2), hash: Hash([2; 32]), size: source.number() },
+        _ => Input::Want { tree, want: number, path: path(2), hash: Hash([2; 32]), size: source.number(), offset: 0 },
     }
 }
 

@@ -250,6 +250,17 @@ impl Vfs for ModelVfs {
         )
     }
 
+    fn open_staged(&self, dir: &ModelDir, name: &[u8]) -> io::Result<ModelFile> {
+        self.look(OpKind::OpenFile, &[name], |state| {
+            let id = state.existing(state.id(&dir.0)?, checked(name)?)?;
+            if state.inode(id)?.kind() != Kind::File {
+                return Err(errno(libc::EINVAL));
+            }
+            let writing = Arc::clone(&state.opens(id).agent_writing);
+            Ok(ModelFile { writing: Some(writing), ..state.file(id, name) })
+        })
+    }
+
     fn write_at(&self, file: &ModelFile, offset: u64, data: &[u8]) -> io::Result<()> {
         let label = |state: &State| format!("{} {offset}+{}", state.label(&file.handle), data.len());
         self.call(OpKind::WriteAt, &[&file.name], label, |state| {

@@ -1,0 +1,155 @@
+//! What arrived of a large content is not sent again, whatever ended the agents or the machine.
+
+use pleach_store::tree::Want;
+use pleach_store::vfs::model::{CrashKind, Data, Keep};
+use pleach_tests::model::{ModelNode, settle};
+
+const SIZE: usize = 300_000;
+
+fn pair() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    (a, b)
+}
+
+fn large(first: u32) -> Vec<u8> {
+    (first..).flat_map(u32::to_le_bytes).take(SIZE).collect()
+}
+
+fn rest(a: &mut ModelNode, b: &mut ModelNode) {
+    assert!(settle(a, b).unwrap(), "they come to rest");
+    assert_eq!(a.seen(), b.seen());
+}
+
+fn staged(node: &ModelNode) -> usize {
+    node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/staging/")).count()
+}
+
+fn in_vault(node: &ModelNode) -> usize {
+    node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/vault/")).count()
+}
+
+/// B hears of what A has, and asks for what it lacks.
+fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
+    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+    from.scan().unwrap();
+    from.commit().unwrap();
+    let incarnation = to.index().meta().incarnation;
+    let position = to.cursor(a.id).unwrap().map_or(0, |(_, merged)| merged);
+    let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation)).unwrap();
+    to.merge((a.id, from.index().meta().incarnation), rows, names, upto).unwrap();
+    to.commit().unwrap();
+    let wants = to.apply().unwrap();
+    to.commit().unwrap();
+    wants
+}
+
+/// Sends pieces of what B asked for until it has `upto` bytes; how many were sent.
+fn send(a: &ModelNode, b: &mut ModelNode, want: &Want, upto: u64) -> u64 {
+    let (from, to) = (a.tree.as_ref().unwrap(), b.tree.as_mut().unwrap());
+    let begun = to.received_of(want.id);
+    let mut offset = begun;
+    while offset < upto {
+        let bytes = from.read_content(&want.path, want.hash, offset, 10_000).unwrap();
+        let end = offset + bytes.len() as u64;
+        to.receive(want.id, offset, &bytes, end == want.size).unwrap();
+        offset = end;
+    }
+    to.apply().unwrap();
+    to.commit().unwrap();
+    offset - begun
+}
+
+fn one(wants: &[Want]) -> Want {
+    assert_eq!(wants.len(), 1);
+    wants[0].clone()
+}
+
+#[test]
+fn what_arrived_is_not_sent_again_after_a_lost_link_or_a_kill() {
+    for replaces in [false, true] {
+        for killed in [false, true] {
+            let (mut a, mut b) = pair();
+            if replaces {
+                a.disk.user().write("f", "what was there before").unwrap();
+                rest(&mut a, &mut b);
+            }
+            a.disk.user().write("f", large(0)).unwrap();
+            let want = one(&ask(&mut a, &mut b));
+            assert_eq!(send(&a, &mut b, &want, 200_000), 200_000);
+            if killed {
+                for node in [&mut a, &mut b] {
+                    node.tree = None;
+                    node.disk.restart(CrashKind::Process);
+                    node.kv.crash(0);
+                    node.start().unwrap();
+                }
+            } else {
+                b.tree.as_mut().unwrap().forget_want(want.id);
+            }
+            let want = one(&ask(&mut a, &mut b));
+            assert_eq!(send(&a, &mut b, &want, want.size), SIZE as u64 - 200_000, "killed: {killed}");
+            rest(&mut a, &mut b);
+            assert_eq!(b.disk.user().read("f").unwrap(), large(0));
+            assert_eq!((staged(&b), in_vault(&b)), (0, usize::from(replaces)));
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_of_the_machine_tore_is_asked_for_again() {
+    for data in [Data::Lost, Data::Kept, Data::Torn(7), Data::Torn(8)] {
+        let (mut a, mut b) = pair();
+        a.disk.user().write("f", large(0)).unwrap();
+        a.disk.sync();
+        let want = one(&ask(&mut a, &mut b));
+        send(&a, &mut b, &want, 200_000);
+        b.tree = None;
+        b.disk.restart(CrashKind::Machine { log: Keep::All, data });
+        b.kv.crash(0);
+        b.start().unwrap();
+        rest(&mut a, &mut b);
+        assert_eq!(b.disk.user().read("f").unwrap(), large(0));
+        assert_eq!((staged(&b), in_vault(&b)), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_not_wanted_any_more_leaves_staging() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("f", large(0)).unwrap();
+    let want = one(&ask(&mut a, &mut b));
+    send(&a, &mut b, &want, 200_000);
+    assert_eq!(staged(&b), 1);
+    b.tree.as_mut().unwrap().forget_want(want.id);
+    a.disk.user().write("f", large(7)).unwrap();
+    let want = one(&ask(&mut a, &mut b));
+    assert_eq!(send(&a, &mut b, &want, 100_000), 100_000, "another content");
+    assert_eq!(staged(&b), 1);
+    b.tree.as_mut().unwrap().forget_want(want.id);
+    a.disk.user().remove("f").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!((staged(&b), in_vault(&b)), (0, 0));
+}
+
+#[test]
+fn what_does_not_add_up_is_thrown_away_and_asked_for_anew() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("f", large(0)).unwrap();
+    let want = one(&ask(&mut a, &mut b));
+    let other = large(9);
+    let to = b.tree.as_mut().unwrap();
+    to.receive(want.id, 0, &other[..100_000], false).unwrap();
+    to.forget_want(want.id);
+    let want = one(&ask(&mut a, &mut b));
+    let to = b.tree.as_mut().unwrap();
+    assert_eq!(to.received_of(want.id), 100_000);
+    to.receive(want.id, 100_000, &large(0)[100_000..], true).unwrap();
+    let again = one(&to.apply().unwrap());
+    assert!(b.disk.user().read("f").is_err(), "its hash is another");
+    assert_eq!(send(&a, &mut b, &again, want.size), SIZE as u64);
+    rest(&mut a, &mut b);
+    assert_eq!(staged(&b), 0);
+}
