@@ -488,6 +488,8 @@ impl<T: Tell> Exchange<T> {
             self.restart_all();
             return Ok(());
         }
+        // A session that this one replaced answers nothing any more.
+        self.reassign_wants(tree, peer);
         tree.greet(peer)?;
         let cursor = tree.cursor(peer)?.filter(|c| c.0 == incarnation).map(|(_, merged)| merged);
         let ours = tree.index().meta().head;

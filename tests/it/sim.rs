@@ -31,6 +31,13 @@ fn seeds_of_the_simulation_end_well() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Found by seed 2767: a session took the place of one that had not ended, and what was asked for on the
+/// old one never came.
+#[test]
+fn what_a_replaced_session_was_asked_for_is_asked_again() {
+    run(2_767, false).unwrap();
+}
+
 #[test]
 fn a_seed_does_the_same_each_time() {
     for seed in 1..25 {
