@@ -438,6 +438,20 @@ fn a_file_held_open_is_taken_as_the_config_says_and_by_a_wait() {
     pair.wait();
 }
 
+/// Found by the random test (seed 29): making a link tells of the new name alone.
+#[test]
+fn a_wait_takes_a_change_through_a_link_that_was_just_made() {
+    let pair = Pair::new().start();
+    pair.a.write("first", "1");
+    pair.wait();
+    fs::hard_link(pair.a.at("first"), pair.a.at("second")).unwrap();
+    until("b has the link", || pair.b.read("second").is_some());
+    fs::set_permissions(pair.a.at("second"), fs::Permissions::from_mode(0o751)).unwrap();
+    pair.a.wait();
+    let mode = |name: &str| fs::metadata(pair.b.at(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("first"), mode("second")), (0o751, 0o751));
+}
+
 #[test]
 fn the_journal_tells_what_happened() {
     let pair = Pair::new().start();

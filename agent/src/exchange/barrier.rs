@@ -1,6 +1,6 @@
 //! What a `wait` waits for: both acks of every peer (DESIGN.md §6).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Moment;
@@ -106,16 +106,17 @@ impl<T: Tell> Exchange<T> {
     }
 }
 
-/// The paths that cannot be applied here.
+/// The paths that cannot be applied, or not be read, here.
 fn stuck_here<V: Vfs, K: Kv>(tree: &Tree<V, K>) -> Vec<String> {
     let stuck = tree.stuck_paths();
+    let stuck: BTreeSet<&TreePath> = stuck.into_iter().chain(tree.unseen_paths()).collect();
     let word = |path: &TreePath| {
         let reason = tree.problems().get(path).map_or("", String::as_str);
         format!("{path}: {reason}")
     };
     let mut left: Vec<String> = stuck.iter().take(NAMED_MAX).map(|path| word(path)).collect();
     if stuck.len() > NAMED_MAX {
-        left.push(format!("{} more paths cannot be applied here (pleach problems)", stuck.len() - NAMED_MAX));
+        left.push(format!("{} more paths are problems here (pleach problems)", stuck.len() - NAMED_MAX));
     }
     left
 }

@@ -181,6 +181,7 @@ impl Running<'_> {
     /// has seen every event of before.
     pub(super) fn take_all(&mut self) -> Result<(), TreeError> {
         self.read_polled()?;
+        self.tree.look_for_links();
         self.tree.catch_up().map(|busy| {
             for path in busy {
                 let now = Instant::now();

@@ -332,6 +332,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(stats)
     }
 
+    /// Looks for the names of files that got another one now, not in a while.
+    pub const fn look_for_links(&mut self) {
+        self.scan_due |= self.links_due.is_some();
+    }
+
     /// Makes a whole scan due: events were lost.
     pub const fn scan_later(&mut self) {
         self.scan_due = true;

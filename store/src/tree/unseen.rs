@@ -60,6 +60,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
+    /// Paths that could not be read: what changed there, or beneath, is not known.
+    pub fn unseen_paths(&self) -> impl Iterator<Item = &TreePath> {
+        self.unseen.keys()
+    }
+
     /// Whether a path, or a directory above it, was left out when the tree paired.
     pub(super) fn is_yet_to_pair(&self, path: &TreePath) -> bool {
         let left_out = |path: &TreePath| self.unseen.get(path).is_some_and(|unseen| unseen.pairing);
