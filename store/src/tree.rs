@@ -161,6 +161,16 @@ const MOUNTS_MAX: usize = 1_000;
 /// How long a minted change may wait for the sync that makes it survive a power cut.
 const SYNC_MINTED_SECS: i64 = 30;
 
+/// The longest time that anything is put off for.
+const PAUSE_SECS_MAX: i64 = 300;
+
+/// Whether it is time. A moment that lies further ahead than anything is put off for was set before
+/// the clock was put back.
+const fn is_due(at: Time, now: Time) -> bool {
+    let left = at.secs.saturating_sub(now.secs);
+    left < 0 || left == 0 && at.nanos <= now.nanos || left > PAUSE_SECS_MAX
+}
+
 /// Why and how a path is looked at again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Dirty {
@@ -314,7 +324,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The file system's; nothing counts as durable then.
     pub fn sync_minted(&mut self, now: bool) -> Result<(), TreeError> {
         let Some(since) = self.minted_at else { return Ok(()) };
-        if !now && self.now().secs.saturating_sub(since.secs) < SYNC_MINTED_SECS {
+        let age = self.now().secs.saturating_sub(since.secs);
+        // A clock that was put back says nothing of how long it has been.
+        if !now && (0..SYNC_MINTED_SECS).contains(&age) {
             return Ok(());
         }
         let head = self.index.meta().head;

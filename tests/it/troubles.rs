@@ -37,6 +37,20 @@ fn a_file_that_could_not_be_read_is_looked_at_again() {
     assert_eq!((tree.problems().len(), tree.index().meta().head), (0, 1));
 }
 
+/// A clock that was put back by a day must not put everything off for a day.
+#[test]
+fn what_failed_is_tried_again_although_the_clock_was_put_back() {
+    let mut a = ModelNode::new(1);
+    a.start().unwrap();
+    a.disk.user().write("f", "1").unwrap();
+    fail(&a.disk, OpKind::ReadAt, Some("f"), libc::EIO);
+    a.tree.as_mut().unwrap().catch_up().unwrap();
+    a.disk.advance(-86_400_000_000_000);
+    let tree = a.tree.as_mut().unwrap();
+    tree.catch_up().unwrap();
+    assert!(tree.problems().is_empty());
+}
+
 #[test]
 fn a_directory_that_could_not_be_listed_is_listed_again() {
     let mut a = ModelNode::new(1);

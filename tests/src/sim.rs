@@ -391,6 +391,13 @@ impl World {
     }
 
     fn pass_time(&mut self) -> Result<(), String> {
+        if self.faults.skew && self.random.once_in(6) {
+            let n = self.random.index(self.nodes.len());
+            let ahead = self.random.below(172_800_000_000_000);
+            let nanos = i64::try_from(ahead).unwrap_or(0) - 86_400_000_000_000;
+            self.nodes[n].model.disk.advance(nanos);
+            self.say(format!("n{n}: the clock jumps by {} s", nanos / 1_000_000_000));
+        }
         let nanos = 1 + self.random.below(2_000_000_000);
         self.pass(nanos)
     }

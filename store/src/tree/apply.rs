@@ -13,7 +13,7 @@ use pleach_protocol::view::State;
 
 use super::content::{self, Building, Staged};
 use super::perform::{Op, OpKind};
-use super::{Observed, Tree, TreeError, content_of};
+use super::{Observed, PAUSE_SECS_MAX, Tree, TreeError, content_of, is_due};
 use crate::index;
 use crate::kv::Kv;
 use crate::root::Place;
@@ -37,7 +37,6 @@ const STAGED_WAIT_NANOS: i64 = 30_000_000;
 const OFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// First and longest pause before a path that failed is tried again.
 const RETRY_SECS_MIN: i64 = 1;
-const RETRY_SECS_MAX: i64 = 300;
 
 /// Names one request for content.
 pub type WantId = u64;
@@ -356,7 +355,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn retry_stuck(&mut self) -> Result<(), TreeError> {
         let now = self.now();
         let due: Vec<TreePath> =
-            self.apply.stuck.iter().filter(|(_, s)| s.retry_at <= now).map(|(p, _)| p.clone()).collect();
+            self.apply.stuck.iter().filter(|(_, s)| is_due(s.retry_at, now)).map(|(p, _)| p.clone()).collect();
         for path in due {
             let seq = self.index.row(&path)?.seq;
             self.take_up(&path, seq);
@@ -425,7 +424,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let since = *self.apply.held_since.get_or_insert(now);
         let waited = now.nanos_since_epoch().saturating_sub(since.nanos_since_epoch());
-        if waited > STAGED_WAIT_NANOS {
+        if !(0..=STAGED_WAIT_NANOS).contains(&waited) {
             self.apply.held_since = None;
         }
         waited <= STAGED_WAIT_NANOS
@@ -562,7 +561,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Lists a path as a problem and takes it out of the window until it is time to try again.
     pub(super) fn fail(&mut self, path: &TreePath, reason: String) {
         let now = self.now();
-        let pause_secs = self.apply.stuck.get(path).map_or(RETRY_SECS_MIN, |s| (s.pause_secs * 2).min(RETRY_SECS_MAX));
+        let pause_secs = self.apply.stuck.get(path).map_or(RETRY_SECS_MIN, |s| (s.pause_secs * 2).min(PAUSE_SECS_MAX));
         let retry_at = Time::new(now.secs.saturating_add(pause_secs), now.nanos);
         self.apply.stuck.insert(path.clone(), Stuck { retry_at, pause_secs });
         self.apply.window.remove(path);

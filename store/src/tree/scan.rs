@@ -6,7 +6,7 @@ use std::io;
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 
-use super::{Observed, Tree, TreeError};
+use super::{Observed, Tree, TreeError, is_due};
 use crate::ignore;
 use crate::kv::Kv;
 use crate::look::{self, Look};
@@ -278,7 +278,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn catch_up(&mut self) -> Result<Vec<TreePath>, TreeError> {
-        if self.scan_due || self.links_due.is_some_and(|due| due <= self.now()) {
+        if self.scan_due || self.links_due.is_some_and(|due| is_due(due, self.now())) {
             self.scan()?;
         }
         self.catch_up_with_gone()?;

@@ -4,12 +4,11 @@
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 
-use super::{Tree, TreeError};
+use super::{PAUSE_SECS_MAX, Tree, TreeError, is_due};
 use crate::kv::Kv;
 use crate::vfs::Vfs;
 
 const RETRY_SECS_MIN: i64 = 1;
-const RETRY_SECS_MAX: i64 = 300;
 /// Beyond so many all is looked at again in one go.
 const UNSEEN_MAX: usize = 10_000;
 
@@ -38,7 +37,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.unseen.insert(at.clone(), Unseen { retry_at: now, pause_secs: RETRY_SECS_MIN, listing, pairing });
         }
         let known = self.unseen.get(&at).copied();
-        let pause_secs = known.map_or(RETRY_SECS_MIN, |k| (k.pause_secs * 2).min(RETRY_SECS_MAX));
+        let pause_secs = known.map_or(RETRY_SECS_MIN, |k| (k.pause_secs * 2).min(PAUSE_SECS_MAX));
         let unseen = Unseen {
             retry_at: Time::new(now.secs.saturating_add(pause_secs), now.nanos),
             pause_secs,
@@ -77,7 +76,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         }
         let now = self.now();
-        let due = self.unseen.iter().filter(|(_, unseen)| unseen.retry_at <= now);
+        let due = self.unseen.iter().filter(|(_, unseen)| is_due(unseen.retry_at, now));
         let due: Vec<(TreePath, bool)> = due.map(|(path, unseen)| (path.clone(), unseen.listing)).collect();
         for (path, listing) in due {
             if listing {

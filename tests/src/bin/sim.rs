@@ -1,14 +1,18 @@
 //! Runs seeds of the simulation: `sim [--seeds FROM..TO] [--loud]`, or one seed loudly:
 //! `sim --seed N [--steps 3,7-9,40]`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use pleach_tests::sim::shrink::{self, Effort};
-use pleach_tests::sim::{Plan, World};
+use pleach_tests::sim::{Failure, Outcome, Plan, World};
 
 const USAGE: &str = "usage: sim [--seeds FROM..TO] [--first-only] | sim --seed N [--steps 3,7-9,40] [--quiet]";
+
+/// One seed in so many is run twice.
+const TWICE_EVERY: u64 = 50;
 
 /// What the command line asks for.
 struct Asked {
@@ -42,6 +46,16 @@ fn read(mut args: impl Iterator<Item = String>) -> Option<Asked> {
     Some(asked)
 }
 
+/// Runs a plan; one in so many twice, for the same seed must do the same.
+fn run(plan: &Plan) -> Result<Outcome, Box<Failure>> {
+    let outcome = World::run(plan.clone())?;
+    if plan.seed.is_multiple_of(TWICE_EVERY) && !plan.loud && World::run(plan.clone())?.trace != outcome.trace {
+        let what = "the same seed did something else when it was run again".to_owned();
+        return Err(Box::new(Failure { what, steps: BTreeSet::new(), log: Vec::new() }));
+    }
+    Ok(outcome)
+}
+
 fn main() -> ExitCode {
     let Some(asked) = read(std::env::args().skip(1)) else {
         eprintln!("{USAGE}");
@@ -59,7 +73,7 @@ fn main() -> ExitCode {
                 if seed >= asked.to {
                     return failures;
                 }
-                match World::run(Plan { seed, ..asked.plan.clone() }) {
+                match run(&Plan { seed, ..asked.plan.clone() }) {
                     Ok(outcome) => {
                         waits.fetch_add(outcome.waits, Ordering::Relaxed);
                         lost.fetch_add(outcome.lost_with_power, Ordering::Relaxed);

@@ -84,6 +84,10 @@ pub(super) struct Between {
 }
 
 impl Trials {
+    pub(super) fn forget_snapshot(&mut self) {
+        self.snapshot = None;
+    }
+
     /// Whether users have files open.
     pub(super) fn has_open_files(&self) -> bool {
         !self.open.is_empty()

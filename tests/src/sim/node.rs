@@ -450,6 +450,9 @@ impl SimNode {
         self.model.disk.restart(kind);
         self.model.kv.crash(keep);
         if lost_store {
+            // An older store under this disk would take it for one that went back, and halt: rightly, for it
+            // cannot know that another store was in between.
+            self.trials.forget_snapshot();
             self.model.kv = MemoryKvDisk::default();
             let machine = self.model.disk.clone();
             self.model.kv.die_with(move || machine.crashed());
