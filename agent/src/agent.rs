@@ -306,7 +306,8 @@ fn peer_setups(config: &Config) -> Vec<PeerSetup> {
         let node = keys::node_of(&key)?;
         let trees = peer.trees.clone().unwrap_or_else(|| all.clone());
         let addresses = peer.addresses.iter().map(|a| host_port(a)).collect();
-        Some(PeerSetup { name: peer.name.clone(), node, key, addresses, trees })
+        let bandwidth = peer.bandwidth.clone();
+        Some(PeerSetup { name: peer.name.clone(), node, key, addresses, trees, bandwidth })
     };
     config.peers.iter().filter_map(setup).collect()
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::bandwidth::BandwidthLimit;
 use crate::keys;
 
 /// Whether a key's function is built.
@@ -55,7 +56,7 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("peer", "address", Built::Yes),
     ("peer", "key", Built::Yes),
     ("peer", "trees", Built::Yes),
-    ("peer", "bwlimit", Built::No),
+    ("peer", "bwlimit", Built::Yes),
     ("peer", "fallback", Built::No),
     ("peer", "fallback_after", Built::No),
     ("peer", "password_file", Built::No),
@@ -169,6 +170,8 @@ pub struct PeerConfig {
     pub key: String,
     /// The trees it takes; none: all.
     pub trees: Option<Vec<String>>,
+    /// How fast it is sent to.
+    pub bandwidth: BandwidthLimit,
 }
 
 /// Where the config lies unless the command line says otherwise. Source: CONTRACT.md.
@@ -456,7 +459,13 @@ impl Reader<'_> {
 
     fn peer(&mut self, at: &Range<usize>, table: &DeTable<'_>, config: &mut Config) {
         let keys = self.keys("peer", table);
-        let mut peer = PeerConfig { name: String::new(), addresses: Vec::new(), key: String::new(), trees: None };
+        let mut peer = PeerConfig {
+            name: String::new(),
+            addresses: Vec::new(),
+            key: String::new(),
+            trees: None,
+            bandwidth: BandwidthLimit::default(),
+        };
         for needed in ["name", "key"] {
             if !keys.contains_key(needed) {
                 self.error(at, format!("{needed} is missing in [[peer]]"));
@@ -468,6 +477,9 @@ impl Reader<'_> {
                     let known: Vec<String> = config.peers.iter().map(|p| p.name.clone()).collect();
                     let check = |text: &str| unique("peer", text, &known);
                     peer.name = self.checked("name", value, check).unwrap_or_default();
+                }
+                "bwlimit" => {
+                    peer.bandwidth = self.checked("bwlimit", value, BandwidthLimit::parse).unwrap_or_default();
                 }
                 "address" => peer.addresses = self.one_or_more("address", value, address),
                 "key" => {

@@ -1,6 +1,7 @@
 //! What acts: the watcher, the node's loop, and what the `pleach` binary is made of.
 
 pub mod agent;
+pub mod bandwidth;
 pub mod cli;
 pub mod commands;
 pub mod config;

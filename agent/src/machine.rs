@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use chrono::Timelike;
 use pleach_protocol::time::Time;
 
 /// The time now.
@@ -14,6 +15,13 @@ use pleach_protocol::time::Time;
 pub fn now() -> Time {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Time::new(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
+/// The minute of the day, in local time.
+#[must_use]
+pub fn minute_of_day() -> u32 {
+    let local = chrono::DateTime::from_timestamp(now().secs, 0).map(|utc| utc.with_timezone(&chrono::Local));
+    local.map_or(0, |local| local.hour() * 60 + local.minute())
 }
 
 /// When the machine booted. Source: proc(5), `btime` in /proc/stat.

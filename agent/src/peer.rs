@@ -14,6 +14,7 @@ use pleach_protocol::wire::Hello;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{sleep, timeout};
 
+use crate::bandwidth::BandwidthLimit;
 use crate::keys::HostKey;
 use crate::machine::{lock, random_number};
 use crate::owner::Event;
@@ -68,6 +69,8 @@ pub struct PeerSetup {
     pub addresses: Vec<String>,
     /// The trees that it takes, in the order of a session's numbers.
     pub trees: Vec<String>,
+    /// How fast it is sent to.
+    pub bandwidth: BandwidthLimit,
 }
 
 /// A link whose first frame was read.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::agent::Agent;
+use crate::bandwidth::BandwidthLimit;
 use crate::config::{self, Config, PeerConfig, TreeConfig};
 use crate::control::{Handler, Reply, Request};
 use crate::exchange::{PeerProgress, StreamState};
@@ -100,6 +101,7 @@ async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Fa
         addresses,
         key: key.to_owned(),
         trees: None,
+        bandwidth: BandwidthLimit::default(),
     };
     let left = side("left", &roots[0], Some("127.0.0.1:0"), peer("right", &keys[1], Vec::new()));
     let left = Agent::start(left).await.map_err(taken)?;

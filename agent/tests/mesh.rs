@@ -169,6 +169,22 @@ fn a_large_transfer_goes_on_where_it_broke_off_after_both_were_killed() {
 }
 
 #[test]
+fn a_limited_peer_is_sent_to_at_its_rate_and_small_changes_overtake() {
+    let pair = Pair::with("", "bwlimit = \"5MB/s\"").start();
+    pair.wait();
+    let content: String = (0..30).map(large).collect();
+    let began = Instant::now();
+    pair.a.write("whole", &content);
+    until("the large file is on its way", || staged(&pair.b) > 0);
+    pair.a.write("small", "1");
+    until("the small one is there", || pair.b.read("small").is_some());
+    assert!(pair.b.read("whole").is_none(), "the small change did not overtake the large one");
+    pair.wait();
+    let least = Duration::from_secs_f64(content.len() as f64 / 5e6 - 0.3);
+    assert!(began.elapsed() > least, "{} bytes took {:?}", content.len(), began.elapsed());
+}
+
+#[test]
 fn a_renamed_directory_does_not_travel() {
     let pair = Pair::new().start();
     for n in 0..400 {

@@ -1,5 +1,6 @@
 //! One session with a peer: its two links, its state machine, and the owners of its trees.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{Begun, Greeted, PAUSED_THERE, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
+use crate::bandwidth::Pacer;
 use crate::exchange::ToSession;
-use crate::machine::{lock, random};
+use crate::machine::{lock, minute_of_day, random};
 use crate::owner::Event;
 use crate::ssh::{LinkError, LinkReader, SshLink, dial};
 
@@ -82,8 +84,9 @@ struct Conversation<'p> {
     began: Instant,
     control: SshLink,
     bulk: Option<SshLink>,
-    /// Frames that wait for the bulk link; the peer's window bounds them.
-    waiting: Vec<Vec<u8>>,
+    /// Frames that wait for the bulk link, or for their time; the peer's window bounds them.
+    waiting: VecDeque<Vec<u8>>,
+    pacer: Pacer,
     dialled: Option<String>,
     dialling: Option<Dialling>,
     from_owners: UnboundedReceiver<ToSession>,
@@ -116,7 +119,8 @@ impl Peer {
             began: Instant::now(),
             control: begun.link,
             bulk: None,
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
+            pacer: Pacer::default(),
             dialled: begun.dialled,
             dialling: None,
             from_owners,
@@ -252,7 +256,11 @@ impl Conversation<'_> {
         if self.bulk.is_none() || self.session.peer_hello().is_none() {
             nanos = nanos.min(nanos_of(HELLO_MAX));
         }
-        self.began + Duration::from_nanos(nanos)
+        let due = self.began + Duration::from_nanos(nanos);
+        match self.pacer.wait_until(Instant::now()) {
+            Some(at) if self.bulk.is_some() && !self.waiting.is_empty() => due.min(at),
+            _ => due,
+        }
     }
 
     fn look_at_time(&mut self) -> Result<(), End> {
@@ -267,6 +275,29 @@ impl Conversation<'_> {
         }
         self.session.handle_timeout(now)?;
         self.drain()
+    }
+
+    /// How fast the peer may be sent to now.
+    fn rate(&self) -> Option<u64> {
+        let limit = &self.peer.setup.bandwidth;
+        if limit.is_none() { None } else { limit.at(minute_of_day()) }
+    }
+
+    /// Sends what waits for the bulk link, as far as its time has come.
+    fn send_bulk(&mut self) -> Result<(), End> {
+        let Some(bulk) = &self.bulk else { return Ok(()) };
+        while let Some(frame) = self.waiting.pop_front() {
+            if let Some(rate) = self.rate() {
+                let now = Instant::now();
+                if self.pacer.wait_until(now).is_some() {
+                    self.waiting.push_front(frame);
+                    return Ok(());
+                }
+                self.pacer.sent(now, frame.len(), rate);
+            }
+            bulk.writer.send(frame)?;
+        }
+        Ok(())
     }
 
     fn handle(&mut self, link: Link, body: Vec<u8>) -> Result<(), End> {
@@ -304,11 +335,8 @@ impl Conversation<'_> {
 
     /// Takes the bulk link.
     fn attach(&mut self, link: SshLink) -> Result<(), End> {
-        for frame in self.waiting.drain(..) {
-            link.writer.send(frame)?;
-        }
         self.bulk = Some(link);
-        Ok(())
+        self.send_bulk()
     }
 
     fn take_told(&mut self, told: Option<ToSession>) -> Result<(), End> {
@@ -333,11 +361,14 @@ impl Conversation<'_> {
     fn drain(&mut self) -> Result<(), End> {
         while let Some(output) = self.session.poll_output() {
             match output {
-                Output::Transmit { link: Link::Control, frame } => self.control.writer.send(frame)?,
-                Output::Transmit { link: Link::Bulk, frame } => match &self.bulk {
-                    Some(bulk) => bulk.writer.send(frame)?,
-                    None => self.waiting.push(frame),
-                },
+                Output::Transmit { link: Link::Control, frame } => {
+                    // Never held up, so that a small change overtakes large ones; but what it takes counts.
+                    if let Some(rate) = self.rate() {
+                        self.pacer.sent(Instant::now(), frame.len(), rate);
+                    }
+                    self.control.writer.send(frame)?;
+                }
+                Output::Transmit { link: Link::Bulk, frame } => self.waiting.push_back(frame),
                 Output::Notice { text } => self.peer.show(PeerState::Connected, Some(text)),
                 other => {
                     let Some(owner) = tree_of(&other).and_then(|tree| self.peer.owners.get(tree)) else { continue };
@@ -348,7 +379,7 @@ impl Conversation<'_> {
                 }
             }
         }
-        Ok(())
+        self.send_bulk()
     }
 
     fn take_event(&mut self, event: Option<PeerEvent>) -> Result<(), End> {
