@@ -175,6 +175,8 @@ impl<K: Kernel> Engine<K> {
             if event.mask.contains(EventMask::IGNORED) {
                 self.barrier = None;
             } else if !event.name.is_empty() {
+                // Whoever hears of it relies on all that came before, also on which directories are polled.
+                self.publish();
                 self.shared.lock().dirty.barrier(&event.name);
             }
             return Ok(());
@@ -302,7 +304,8 @@ impl<K: Kernel> Engine<K> {
             self.pending.clear();
         }
         self.with_root(|engine, root| engine.walk_all(root, lost))?;
-        if lost {
+        if lost && self.polled.contains(&TreePath::ROOT) {
+            // It could not be walked.
             self.shared.lock().dirty.lose();
         }
         Ok(())
@@ -326,6 +329,11 @@ impl<K: Kernel> Engine<K> {
             Err(error) => self.unwatched(&TreePath::ROOT, &error),
         }
         self.kernel.unwatch(old.not_in(&self.map));
+        if lost {
+            // Before the markers count: whoever hears of one must have heard of this.
+            self.publish();
+            self.shared.lock().dirty.lose();
+        }
         self.watch_barrier(root, lost)
     }
 
