@@ -439,7 +439,11 @@ impl<T: Tell> Exchange<T> {
                 stream.await_applied(upto, tree.index().meta().head);
             }
             Output::ReadContent { request, path, hash, offset, bytes_max, .. } => {
-                let read = relay::Read { peer, session, request, path, hash, offset, bytes_max };
+                let read = relay::Read { peer, session, request, path, hash, known: None, offset, bytes_max };
+                self.serve(tree, now, read)?;
+            }
+            Output::ReadManifest { request, path, hash, known, offset, bytes_max, .. } => {
+                let read = relay::Read { peer, session, request, path, hash, known: Some(known), offset, bytes_max };
                 self.serve(tree, now, read)?;
             }
             Output::Received { want, offset, bytes, last, .. } => {
@@ -553,9 +557,9 @@ impl<T: Tell> Exchange<T> {
         };
         let (id, path, hash, size) = (want.id, want.path.clone(), want.hash, want.size);
         // What an earlier session or another peer brought is not sent again.
-        let offset = tree.received_of(id);
+        let what = want.what.clone().behind(tree.received_of(id));
         self.wants.insert(id, Asked { want, peer, tried });
-        self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size, offset });
+        self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size, what });
         Ok(())
     }
 

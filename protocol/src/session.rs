@@ -16,12 +16,13 @@ use crate::wire::{self, Hello, Message, Standing, TreeHello, WIRE_VERSION, hello
 mod asking;
 mod facts;
 mod index;
+mod left;
 mod serving;
 #[cfg(test)]
 mod tests;
 
 pub use crate::wire::LinkRole as Link;
-pub use facts::{Announcement, Input, Moment, Output, SessionConfig, SessionError, TreeOffer};
+pub use facts::{Announcement, Input, Moment, Output, SessionConfig, SessionError, TreeOffer, What};
 
 use asking::Asking;
 use index::Stream;
@@ -253,9 +254,7 @@ impl Session {
             Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
-            Input::Want { tree, want, path, hash, size, offset } => {
-                self.want(tree, want, path, (hash, size, offset));
-            }
+            Input::Want { tree, want, path, hash, size, what } => self.want(tree, want, path, (hash, size, what)),
             Input::Drop { tree, want } => self.drop_want(tree, want),
             Input::Consumed { bytes } => self.take_consumed(bytes),
             Input::Content { tree: _, request, offset, bytes, last } => {
@@ -331,10 +330,16 @@ impl Session {
             Message::Merged { tree, upto } => self.handle_merged(tree, upto),
             Message::Applied { tree, upto, stuck } => self.handle_applied(tree, upto, stuck),
             Message::Request { tree, request, path, hash, size } => {
-                self.handle_request(tree, request, path, (Hash(hash), size, 0))
+                self.handle_request(tree, request, path, (Hash(hash), size, What::From(0)))
             }
             Message::RequestFrom { tree, request, path, hash, size, offset } => {
-                self.handle_request(tree, request, path, (Hash(hash), size, offset))
+                self.handle_request(tree, request, path, (Hash(hash), size, What::From(offset)))
+            }
+            Message::RequestRanges { tree, request, path, hash, size, ranges } => {
+                self.handle_request(tree, request, path, (Hash(hash), size, What::Ranges(ranges)))
+            }
+            Message::RequestManifest { tree, request, path, hash, size, known } => {
+                self.handle_request(tree, request, path, (Hash(hash), size, What::Manifest(known)))
             }
             Message::Drop { request } => self.handle_drop(request),
             Message::Credit { bytes } => self.handle_credit(bytes),

@@ -28,6 +28,12 @@ pub const CONTENT_BYTES_MAX: usize = 60 * 1024;
 pub const INLINE_BYTES_MAX: usize = 16 * 1024;
 /// The longest text that says why a content cannot be had, in bytes.
 pub const REASON_BYTES_MAX: usize = 512;
+/// The most ranges that one request names.
+pub const RANGES_MAX: usize = 1024;
+/// The most parts of a manifest that a request says are there already.
+pub const PARTS_KNOWN_MAX: usize = 4096;
+/// The longest manifest, in bytes.
+pub const MANIFEST_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// The random id of one life of a journal.
 pub type Incarnation = [u8; 16];
@@ -161,6 +167,36 @@ pub enum Message {
         size: u64,
         /// The sender has so much of it from its beginning.
         offset: u64,
+    },
+    /// Control: the sender wants parts of a content.
+    RequestRanges {
+        /// The tree.
+        tree: u16,
+        /// The sender's number for it, among those of the requests.
+        request: u64,
+        /// A path whose entry names it.
+        path: TreePath,
+        /// The content's BLAKE3.
+        hash: [u8; 32],
+        /// Its length in bytes.
+        size: u64,
+        /// Offsets and lengths, in order and apart.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Control: the sender wants to know the chunks of a content.
+    RequestManifest {
+        /// The tree.
+        tree: u16,
+        /// The sender's number for it, among those of the requests.
+        request: u64,
+        /// A path whose entry names it.
+        path: TreePath,
+        /// The content's BLAKE3.
+        hash: [u8; 32],
+        /// Its length in bytes.
+        size: u64,
+        /// The first bytes of the hashes of parts that the sender has.
+        known: Vec<[u8; 8]>,
     },
 }
 

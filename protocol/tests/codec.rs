@@ -142,6 +142,16 @@ fn messages() -> impl Strategy<Value = Message> {
         1 => (tree(), number(), paths(), any::<[u8; 32]>(), number(), number()).prop_map(
             |(tree, request, path, hash, size, offset)| Message::RequestFrom { tree, request, path, hash, size, offset }
         ),
+        1 => (tree(), number(), paths(), any::<[u8; 32]>(), number(), vec(any::<(u64, u64)>(), 0..5)).prop_map(
+            |(tree, request, path, hash, size, ranges)| {
+                Message::RequestRanges { tree, request, path, hash, size, ranges }
+            }
+        ),
+        1 => (tree(), number(), paths(), any::<[u8; 32]>(), number(), vec(any::<[u8; 8]>(), 0..5)).prop_map(
+            |(tree, request, path, hash, size, known)| {
+                Message::RequestManifest { tree, request, path, hash, size, known }
+            }
+        ),
         1 => number().prop_map(|request| Message::Drop { request }),
         1 => number().prop_map(|bytes| Message::Credit { bytes }),
         2 => (number(), number(), vec(any::<u8>(), 0..300), any::<bool>()).prop_map(

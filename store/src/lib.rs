@@ -3,6 +3,7 @@
 //! Blocking calls, through two traits that each have a real and a modelled twin: [`kv::Kv`] and
 //! [`vfs::Vfs`]. No network, no watcher, no async, no agent.
 
+pub mod chunks;
 pub mod ignore;
 pub mod index;
 pub mod kv;

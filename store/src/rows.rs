@@ -29,6 +29,8 @@ pub enum Space {
     Cursor = b'C',
     /// Path → [`EntryRow`].
     Entry = b'E',
+    /// Content → [`ManifestRow`], content and number → a part of its manifest.
+    Manifest = b'F',
     /// Seq → [`HistoryRow`].
     History = b'H',
     /// Batch number → `Vec<`[`Intent`]`>`.
@@ -192,6 +194,19 @@ pub struct StagedRow {
     pub hash: Hash,
     /// Its whole length in bytes.
     pub size: u64,
+}
+
+/// A content whose manifest is kept.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct ManifestRow {
+    /// Rises with every manifest.
+    pub id: u64,
+    /// The content.
+    pub hash: Hash,
+    /// Its length in bytes.
+    pub size: u64,
+    /// How many chunks it has.
+    pub chunks: u32,
 }
 
 /// A displaced version.
@@ -471,6 +486,32 @@ pub fn content_key(hash: Hash, holder: &Holder) -> Vec<u8> {
 #[must_use]
 pub fn content_range(hash: Hash) -> (Vec<u8>, Vec<u8>) {
     let start = content_prefix(hash);
+    let end = after_prefix(&start);
+    (start, end)
+}
+
+/// The key of a content's [`ManifestRow`].
+#[must_use]
+pub fn manifest_key(hash: Hash) -> Vec<u8> {
+    [&[Space::Manifest as u8, 0], &hash.0[..]].concat()
+}
+
+/// The range of all of them.
+#[must_use]
+pub fn manifests_range() -> (Vec<u8>, Vec<u8>) {
+    (vec![Space::Manifest as u8, 0], vec![Space::Manifest as u8, 1])
+}
+
+/// The key of a part of a content's manifest.
+#[must_use]
+pub fn manifest_part_key(hash: Hash, number: u32) -> Vec<u8> {
+    [&[Space::Manifest as u8, 1], &hash.0[..], &number.to_be_bytes()].concat()
+}
+
+/// The range of all parts of it.
+#[must_use]
+pub fn manifest_parts_range(hash: Hash) -> (Vec<u8>, Vec<u8>) {
+    let start = [&[Space::Manifest as u8, 1], &hash.0[..]].concat();
     let end = after_prefix(&start);
     (start, end)
 }

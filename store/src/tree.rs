@@ -26,11 +26,13 @@ mod collect;
 mod content;
 mod copies;
 mod decide;
+mod delta;
 mod displace;
 mod exchange;
 mod expire;
 mod fetch;
 mod local;
+mod manifests;
 mod observe;
 mod pairing;
 mod partial;
@@ -41,6 +43,7 @@ mod unseen;
 
 pub use apply::{Want, WantId};
 pub use decide::{Conflict, DecideError, Kept, Version};
+pub use delta::Cuts;
 pub use exchange::{INLINE_BYTES_MAX, Rows};
 pub use observe::Observed;
 pub use scan::ScanStats;
@@ -91,6 +94,8 @@ pub struct TreeOptions {
     pub booted: Time,
     /// A content that is longer survives a restart while it is on its way, in bytes.
     pub resumable_bytes_min: u64,
+    /// Which contents are cut, and how.
+    pub cuts: Cuts,
     /// The ignore rules of the config.
     pub ignore: IgnoreRules,
 }
@@ -128,6 +133,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     motion: local::Motion,
     /// Contents that are partly here, each by the path that is to show it; their rows say the same.
     partials: BTreeMap<TreePath, partial::Partial>,
+    manifests: manifests::Manifests<V>,
     /// The highest seq that any peer is known to have merged.
     heard: u64,
     /// Contents that arrived since the start.
@@ -234,6 +240,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             fetches: BTreeMap::new(),
             motion: local::Motion::default(),
             partials: BTreeMap::new(),
+            manifests: manifests::Manifests::default(),
             heard: 0,
             arrivals: 0,
             linked: BTreeMap::new(),
@@ -249,6 +256,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         tree.index.put_name(actor, &name);
         tree.agree_with_root(replaced)?;
         tree.recover(crashed)?;
+        tree.find_manifests()?;
         let boot = tree.options.boot.clone();
         tree.index.meta_mut().boot = boot;
         tree.index.flush()?;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod crash;
+mod delta;
 mod fuzz;
 mod histories;
 mod moves;

@@ -75,6 +75,7 @@ impl Node {
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),
             resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
+            cuts: pleach_store::tree::Cuts::default(),
             ignore: IgnoreRules::new(&ignore).unwrap(),
         };
         let kv = Counting { kv: self.kv.open(), entries: Arc::clone(&self.entries) };

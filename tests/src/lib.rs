@@ -6,6 +6,7 @@ pub mod sim;
 
 use std::collections::BTreeMap;
 
+use pleach_protocol::session::What;
 use pleach_protocol::version::NodeId;
 use pleach_store::kv::Kv;
 use pleach_store::tree::{Tree, TreeError, Want};
@@ -54,35 +55,62 @@ pub fn pull<V: Vfs, K: Kv>(
 ///
 /// # Errors
 /// Either tree's.
-pub fn fetch<V: Vfs, K: Kv>(from: &Tree<V, K>, to: &mut Tree<V, K>) -> Result<bool, TreeError> {
+pub fn fetch<V: Vfs, K: Kv>(from: &mut Tree<V, K>, to: &mut Tree<V, K>) -> Result<bool, TreeError> {
     let mut moved = false;
     loop {
         let wants: Vec<Want> = to.apply()?;
         to.commit()?;
-        if wants.is_empty() {
+        if wants.is_empty() && !to.is_copying() {
             return Ok(moved);
         }
         moved = true;
         for want in wants {
-            let mut offset = to.received_of(want.id);
+            answer(from, to, want)?;
+        }
+    }
+}
+
+/// Answers one want.
+fn answer<V: Vfs, K: Kv>(from: &mut Tree<V, K>, to: &mut Tree<V, K>, want: Want) -> Result<(), TreeError> {
+    let ranges = match want.what.behind(to.received_of(want.id)) {
+        What::From(offset) => vec![(offset, want.size.saturating_sub(offset))],
+        What::Ranges(ranges) => ranges,
+        What::Manifest(known) => {
+            let (known, mut offset) = (known.into(), 0);
             loop {
-                match from.read_content(&want.path, want.hash, offset, 64 * 1024) {
-                    Ok(bytes) => {
-                        let last = offset + bytes.len() as u64 >= want.size || bytes.is_empty();
+                match from.read_manifest(&want.path, want.hash, &known, offset, 50_000) {
+                    Ok(Some((bytes, last))) => {
                         to.receive(want.id, offset, &bytes, last)?;
                         offset += bytes.len() as u64;
                         if last {
-                            break;
+                            return Ok(());
                         }
                     }
-                    Err(error) => {
-                        to.missing(want.id, &error.to_string())?;
-                        break;
-                    }
+                    Ok(None) => drop(from.apply()?),
+                    Err(error) => return to.missing(want.id, &error.to_string()),
                 }
             }
         }
+    };
+    let all = ranges.len();
+    for ((mut offset, length), number) in ranges.into_iter().zip(1..) {
+        let end = offset + length;
+        loop {
+            let bytes_max = usize::try_from(end - offset).unwrap_or(usize::MAX).min(64 * 1024);
+            match from.read_content(&want.path, want.hash, offset, bytes_max) {
+                Ok(bytes) => {
+                    let ended = offset + bytes.len() as u64 >= end || bytes.is_empty();
+                    to.receive(want.id, offset, &bytes, ended && number == all)?;
+                    offset += bytes.len() as u64;
+                    if ended {
+                        break;
+                    }
+                }
+                Err(error) => return to.missing(want.id, &error.to_string()),
+            }
+        }
     }
+    Ok(())
 }
 
 /// Two trees until neither has anything to tell, look at or apply; at most `rounds` rounds.

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::NodeId;
+use pleach_store::chunks::ChunkSizes;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
-use pleach_store::tree::{Tree, TreeError, TreeOptions};
+use pleach_store::tree::{Cuts, Tree, TreeError, TreeOptions};
 use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
 
 use crate::Heard;
 
 /// Contents that are longer survive a restart while they are on their way, in bytes: all but the shortest.
 const RESUMABLE_BYTES_MIN: u64 = 12;
+/// Contents are cut into the shortest chunks.
+const CUTS: Cuts = Cuts { bytes_min: 1_500, sizes: ChunkSizes { min: 64, average: 256, max: 1024 } };
 
 /// A tree on the modelled disk.
 pub type ModelTree = Tree<ModelVfs, MemoryKv>;
@@ -100,6 +103,7 @@ impl ModelNode {
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),
             resumable_bytes_min: RESUMABLE_BYTES_MIN,
+            cuts: CUTS,
             ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
         };
         let tree = Tree::open(ModelVfs::new(&self.disk), self.kv.open(), Box::new(move || disk.now()), options)?;

@@ -235,7 +235,7 @@ impl World {
             lost_stores: flag(6),
             skew: flag(2),
             watch: Watch::draw(&mut random),
-            disks: Disks::draw(&mut random),
+            disks: Disks::draw(&mut random, plan.seed),
         };
         let net = NetFaults::draw(&mut random);
         let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();

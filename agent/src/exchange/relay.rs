@@ -5,6 +5,9 @@
 //! that this disk does not want (a loser that was only forwarded, an ignored path) makes the node
 //! fetch it into the vault for the asker.
 
+use std::io;
+use std::sync::Arc;
+
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Input, Moment};
@@ -28,8 +31,20 @@ pub(super) struct Read {
     pub(super) request: u64,
     pub(super) path: TreePath,
     pub(super) hash: Hash,
+    /// The parts that the peer knows, where it asks for the manifest.
+    pub(super) known: Option<Arc<[[u8; 8]]>>,
     pub(super) offset: u64,
     pub(super) bytes_max: usize,
+}
+
+/// Why a question has no answer now.
+enum Unanswered {
+    /// The content is here, its manifest is not yet.
+    Cutting,
+    /// The content is not here.
+    Absent(String),
+    /// There is no such answer here.
+    Never(String),
 }
 
 /// Questions that wait for their content; the sessions bound how many there are.
@@ -49,13 +64,7 @@ impl<T: Tell> Exchange<T> {
         now: Moment,
         read: Read,
     ) -> Result<(), TreeError> {
-        let Some((read, reason)) = self.answer(tree, read) else { return Ok(()) };
-        if self.may_come(tree, &read)? {
-            self.held.reads.push((read, now));
-        } else {
-            self.refuse(&read, reason);
-        }
-        Ok(())
+        self.answer_or_hold(tree, now, (read, now))
     }
 
     /// Answers the held questions whose content came, and those that wait in vain.
@@ -73,25 +82,50 @@ impl<T: Tell> Exchange<T> {
             if self.session(read.peer) != Some(read.session) {
                 continue;
             }
-            let Some((read, reason)) = self.answer(tree, read) else { continue };
-            if now.0.saturating_sub(since.0) < HOLD_MAX && self.may_come(tree, &read)? {
-                self.held.reads.push((read, since));
-            } else {
-                self.refuse(&read, reason);
-            }
+            self.answer_or_hold(tree, now, (read, since))?;
         }
         Ok(())
     }
 
-    /// Reads and answers; gives the question back where the content is not here.
-    fn answer<V: Vfs, K: Kv>(&self, tree: &Tree<V, K>, read: Read) -> Option<(Read, String)> {
-        match tree.read_content(&read.path, read.hash, read.offset, read.bytes_max) {
-            Ok(bytes) => {
+    fn answer_or_hold<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        now: Moment,
+        (read, since): (Read, Moment),
+    ) -> Result<(), TreeError> {
+        let Some((read, unanswered)) = self.answer(tree, read) else { return Ok(()) };
+        let young = now.0.saturating_sub(since.0) < HOLD_MAX;
+        let (comes, reason) = match unanswered {
+            Unanswered::Cutting => (young, "it is being cut".to_owned()),
+            Unanswered::Absent(reason) => (young && self.may_come(tree, &read)?, reason),
+            Unanswered::Never(reason) => (false, reason),
+        };
+        if comes {
+            self.held.reads.push((read, since));
+        } else {
+            self.refuse(&read, reason);
+        }
+        Ok(())
+    }
+
+    /// Reads and answers; gives the question back where the content is not here, or being cut.
+    fn answer<V: Vfs, K: Kv>(&self, tree: &mut Tree<V, K>, read: Read) -> Option<(Read, Unanswered)> {
+        let (path, hash) = (&read.path, read.hash);
+        let found = match &read.known {
+            None => tree.read_content(path, hash, read.offset, read.bytes_max).map(|bytes| Some((bytes, false))),
+            Some(known) => tree.read_manifest(path, hash, known, read.offset, read.bytes_max),
+        };
+        match found {
+            Ok(Some((bytes, last))) => {
                 let (request, offset) = (read.request, read.offset);
-                self.say(read.peer, |tree| Input::Content { tree, request, offset, bytes, last: false });
+                self.say(read.peer, |tree| Input::Content { tree, request, offset, bytes, last });
                 None
             }
-            Err(error) => Some((read, format!("the peer does not have this content now: {error}"))),
+            Ok(None) => Some((read, Unanswered::Cutting)),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                Some((read, Unanswered::Never(error.to_string())))
+            }
+            Err(error) => Some((read, Unanswered::Absent(format!("the peer does not have this content now: {error}")))),
         }
     }
 

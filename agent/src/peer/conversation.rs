@@ -488,6 +488,7 @@ const fn tree_of(output: &Output) -> Option<usize> {
         | Output::ReadRows { tree, .. }
         | Output::Merge { tree, .. }
         | Output::ReadContent { tree, .. }
+        | Output::ReadManifest { tree, .. }
         | Output::Received { tree, .. }
         | Output::Missing { tree, .. }
         | Output::PeerMerged { tree, .. }

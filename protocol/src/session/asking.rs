@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{CONTENT_WINDOW, Output, Session, SessionError};
+use super::left::Left;
+use super::{CONTENT_WINDOW, Output, Session, SessionError, What};
 use crate::entry::Hash;
 use crate::path::TreePath;
 use crate::wire::hello::CREDIT_BYTES;
@@ -20,8 +21,8 @@ struct Want {
     path: TreePath,
     hash: Hash,
     size: u64,
-    /// So much is here.
-    offset: u64,
+    what: What,
+    left: Left,
 }
 
 /// What we asked for and will ask for.
@@ -44,7 +45,7 @@ pub(super) struct Asking {
 }
 
 impl Session {
-    pub(super) fn want(&mut self, tree: usize, want: u64, path: TreePath, (hash, size, offset): (Hash, u64, u64)) {
+    pub(super) fn want(&mut self, tree: usize, want: u64, path: TreePath, (hash, size, what): (Hash, u64, What)) {
         if self.asking.numbers.contains_key(&(tree, want)) {
             return;
         }
@@ -56,13 +57,17 @@ impl Session {
         } else {
             None
         };
-        if let Some(reason) = refused {
-            return self.outputs.push_back(Output::Missing { tree, want, reason: reason.to_owned() });
-        }
+        let left = Left::new(&what, size).ok_or("a request that no node answers");
+        let left = match refused.map_or(left, Err) {
+            Ok(left) => left,
+            Err(reason) => {
+                return self.outputs.push_back(Output::Missing { tree, want, reason: reason.to_owned() });
+            }
+        };
         let number = self.asking.next;
         self.asking.next = number.saturating_add(1);
         self.asking.numbers.insert((tree, want), number);
-        self.asking.wants.insert(number, Want { tree, want, path, hash, size, offset });
+        self.asking.wants.insert(number, Want { tree, want, path, hash, size, what, left });
         self.ask();
     }
 
@@ -73,10 +78,12 @@ impl Session {
             self.asking.unsent = request.saturating_add(1);
             let Some(tree) = self.streams.get(want.tree).and_then(|s| s.theirs) else { continue };
             self.asking.under_way = self.asking.under_way.saturating_add(1);
-            let (path, hash, size, offset) = (want.path.clone(), want.hash.0, want.size, want.offset);
-            let message = match offset {
-                0 => Message::Request { tree, request, path, hash, size },
-                _ => Message::RequestFrom { tree, request, path, hash, size, offset },
+            let (path, hash, size) = (want.path.clone(), want.hash.0, want.size);
+            let message = match want.what.clone() {
+                What::From(0) => Message::Request { tree, request, path, hash, size },
+                What::From(offset) => Message::RequestFrom { tree, request, path, hash, size, offset },
+                What::Ranges(ranges) => Message::RequestRanges { tree, request, path, hash, size, ranges },
+                What::Manifest(known) => Message::RequestManifest { tree, request, path, hash, size, known },
             };
             self.transmit(&message);
         }
@@ -121,14 +128,12 @@ impl Session {
             self.return_credit(length);
             return Ok(());
         };
-        let end = offset.checked_add(length).filter(|end| *end <= want.size);
-        let Some(end) = end.filter(|_| offset == want.offset) else {
-            return Err(SessionError::Protocol("a piece of content that does not fit"));
-        };
-        if last != (end == want.size) || (bytes.is_empty() && !last) {
+        if last != want.left.ends(length, last) {
             return Err(SessionError::Protocol("a content that ends elsewhere than was said"));
         }
-        want.offset = end;
+        if !want.left.take(offset, length, last) {
+            return Err(SessionError::Protocol("a piece of content that does not fit"));
+        }
         let (tree, number) = (want.tree, want.want);
         self.asking.held = self.asking.held.saturating_add(length);
         self.outputs.push_back(Output::Received { tree, want: number, offset, bytes, last });

@@ -1,5 +1,7 @@
 //! What a session is begun with, what comes in and what comes out.
 
+use std::sync::Arc;
+
 use crate::codec::DecodeError;
 use crate::entry::{Entry, Hash};
 use crate::path::TreePath;
@@ -62,6 +64,38 @@ pub struct Announcement {
     /// Its content, where it is small: at most [`wire::INLINE_BYTES_MAX`], of the length of a file
     /// among the siblings. Whoever receives it verifies the hash.
     pub content: Option<Vec<u8>>,
+}
+
+/// What is wanted of a content.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum What {
+    /// All behind this offset.
+    From(u64),
+    /// These offsets and lengths: in order, apart, none empty, at most [`wire::RANGES_MAX`].
+    Ranges(Vec<(u64, u64)>),
+    /// Its manifest, but for parts whose hashes begin so; at most [`wire::PARTS_KNOWN_MAX`]. It comes as
+    /// pieces that have their offsets in the answer.
+    Manifest(Vec<[u8; 8]>),
+}
+
+impl What {
+    /// The same, without what lies before an offset.
+    #[must_use]
+    pub fn behind(self, offset: u64) -> Self {
+        match self {
+            Self::From(_) => Self::From(offset),
+            Self::Ranges(mut ranges) => {
+                ranges.retain(|(start, length)| start.saturating_add(*length) > offset);
+                if let Some((start, length)) = ranges.first_mut()
+                    && let Some(there) = offset.checked_sub(*start)
+                {
+                    (*start, *length) = (offset, length.saturating_sub(there));
+                }
+                Self::Ranges(ranges)
+            }
+            Self::Manifest(known) => Self::Manifest(known),
+        }
+    }
 }
 
 /// What happened on this node.
@@ -130,8 +164,8 @@ pub enum Input {
         hash: Hash,
         /// Its length in bytes.
         size: u64,
-        /// So much of it is here already.
-        offset: u64,
+        /// What of it.
+        what: What,
     },
     /// We need it no longer; nothing more of it comes out.
     Drop {
@@ -155,8 +189,8 @@ pub enum Input {
         offset: u64,
         /// The piece; empty only for an empty content.
         bytes: Vec<u8>,
-        /// Whether the content ends behind it. It need not be said of a content that ends where
-        /// the peer knows that it ends.
+        /// Whether the answer ends behind it. It need not be said but of a manifest: the peer knows where
+        /// a content ends.
         last: bool,
     },
     /// The other answer to [`Output::ReadContent`].
@@ -242,6 +276,23 @@ pub enum Output {
         /// Where to begin.
         offset: u64,
         /// So many bytes; 0 for an empty content.
+        bytes_max: usize,
+    },
+    /// Read the manifest of a content for the peer: answered by [`Input::Content`] or [`Input::Gone`].
+    ReadManifest {
+        /// The tree.
+        tree: usize,
+        /// The peer's request.
+        request: u64,
+        /// A path whose entry names it.
+        path: TreePath,
+        /// The content.
+        hash: Hash,
+        /// The first bytes of the hashes of parts that are left out.
+        known: Arc<[[u8; 8]]>,
+        /// Where in the answer to begin.
+        offset: u64,
+        /// So many bytes, or fewer where the answer ends.
         bytes_max: usize,
     },
     /// A piece of a content that we wanted; pieces come in order. Answered by [`Input::Consumed`].

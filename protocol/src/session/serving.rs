@@ -1,9 +1,11 @@
 //! The contents that the peer wants from us.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::asking::REQUESTS_MAX;
-use super::{Output, Session, SessionError};
+use super::left::Left;
+use super::{Output, Session, SessionError, What};
 use crate::entry::Hash;
 use crate::path::TreePath;
 use crate::wire::{Bytes, CONTENT_BYTES_MAX, Message, REASON_BYTES_MAX};
@@ -16,8 +18,9 @@ struct Served {
     tree: usize,
     path: TreePath,
     hash: Hash,
-    size: u64,
-    offset: u64,
+    /// The parts of the manifest that the peer has, where it wants that.
+    known: Option<Arc<[[u8; 8]]>>,
+    left: Left,
     /// A read is under way, for so many bytes that are reserved of the credit.
     reading: Option<u64>,
     /// Dropped by the peer; kept until the read is answered.
@@ -70,7 +73,7 @@ impl Session {
         tree: u16,
         request: u64,
         path: TreePath,
-        (hash, size, offset): (Hash, u64, u64),
+        (hash, size, what): (Hash, u64, What),
     ) -> Result<(), SessionError> {
         let (tree, _) = self.stream(tree)?;
         let serving = &mut self.serving;
@@ -78,11 +81,13 @@ impl Session {
         if request < serving.next || wanted >= REQUESTS_MAX {
             return Err(SessionError::Protocol("a request twice, or too many at once"));
         }
-        if offset > size {
-            return Err(SessionError::Protocol("a request from beyond the end"));
-        }
+        let left = Left::new(&what, size).ok_or(SessionError::Protocol("a request for what there cannot be"))?;
+        let known = match what {
+            What::Manifest(known) => Some(known.into()),
+            What::From(_) | What::Ranges(_) => None,
+        };
         serving.next = request.saturating_add(1);
-        let served = Served { tree, path, hash, size, offset, reading: None, dropped: false };
+        let served = Served { tree, path, hash, known, left, reading: None, dropped: false };
         serving.requests.insert(request, served);
         serving.waiting.push_back(request);
         self.serve();
@@ -124,7 +129,7 @@ impl Session {
                 serving.turn.push_back(request);
                 continue;
             }
-            let left = served.size.saturating_sub(served.offset);
+            let (offset, left) = served.left.next();
             let piece = usize::try_from(left).unwrap_or(usize::MAX).min(CONTENT_BYTES_MAX);
             let Some(rest) = serving.credit.checked_sub(piece as u64) else {
                 serving.turn.push_front(request);
@@ -133,8 +138,11 @@ impl Session {
             serving.credit = rest;
             served.reading = Some(piece as u64);
             serving.turn.push_back(request);
-            let (tree, path, hash, offset) = (served.tree, served.path.clone(), served.hash, served.offset);
-            self.outputs.push_back(Output::ReadContent { tree, request, path, hash, offset, bytes_max: piece });
+            let (tree, path, hash, bytes_max) = (served.tree, served.path.clone(), served.hash, piece);
+            self.outputs.push_back(match served.known.clone() {
+                None => Output::ReadContent { tree, request, path, hash, offset, bytes_max },
+                Some(known) => Output::ReadManifest { tree, request, path, hash, known, offset, bytes_max },
+            });
         }
     }
 
@@ -156,12 +164,10 @@ impl Session {
         let Some(reserved) = self.finish_read(request) else { return };
         let Some(served) = self.serving.requests.get_mut(&request) else { return };
         let length = bytes.len() as u64;
-        let end = offset.saturating_add(length);
-        let whole = end == served.size;
-        if offset != served.offset || length > reserved || (!whole && (last || bytes.is_empty())) {
+        let whole = served.left.ends(length, last);
+        if length > reserved || (last && !whole) || !served.left.take(offset, length, whole) {
             return self.refuse(request, "the content is not as long as its entry says");
         }
-        served.offset = end;
         self.serving.credit = self.serving.credit.saturating_sub(length);
         self.serving.owed = self.serving.owed.saturating_add(length);
         if whole {

@@ -1,6 +1,6 @@
 #![allow(clippy::indexing_slicing, clippy::panic, clippy::expect_used, clippy::arithmetic_side_effects)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -53,6 +53,8 @@ struct End {
     got: BTreeMap<u64, Vec<u8>>,
     finished: usize,
     unmerged: usize,
+    /// Wants whose pieces do not begin where the one before ended.
+    loose: BTreeSet<u64>,
 }
 
 impl End {
@@ -74,6 +76,7 @@ impl End {
             got: BTreeMap::new(),
             finished: 0,
             unmerged: 0,
+            loose: BTreeSet::new(),
         }
     }
 
@@ -118,9 +121,15 @@ impl End {
             Output::ReadContent { tree, request, hash, offset, bytes_max, .. } if self.reads => {
                 Some(Input::Content { tree, request, offset, bytes: vec![hash.0[0]; bytes_max], last: false })
             }
+            Output::ReadManifest { tree, request, offset, bytes_max, known, .. } if self.reads => {
+                assert_eq!(*known, [[7; 8]]);
+                let length = bytes_max.min(150_000 - usize::try_from(offset).unwrap());
+                let last = offset + length as u64 == 150_000;
+                Some(Input::Content { tree, request, offset, bytes: vec![7; length], last })
+            }
             Output::Received { want, offset, bytes, last, .. } => {
                 let got = self.got.entry(want).or_default();
-                assert_eq!(got.len() as u64, offset);
+                assert!(got.len() as u64 == offset || self.loose.contains(&want));
                 got.extend_from_slice(&bytes);
                 self.finished += usize::from(last);
                 self.consumes.then_some(Input::Consumed { bytes: bytes.len() as u64 })
@@ -252,7 +261,7 @@ fn an_absent_tree_stops_no_other() {
     assert!(pair.ends[1].count(|o| matches!(o, Output::Merge { tree: 1, upto: 5, .. })) == 1);
     assert!(pair.ends[0].seen.contains(&Output::PeerMerged { tree: 0, seq: 5 }));
     let path = TreePath::parse(b"f").unwrap();
-    pair.ends[0].local(Input::Want { tree: 1, want: 1, path, hash: Hash([1; 32]), size: 1, offset: 0 });
+    pair.ends[0].local(Input::Want { tree: 1, want: 1, path, hash: Hash([1; 32]), size: 1, what: What::From(0) });
     assert!(matches!(pair.ends[0].seen.last(), Some(Output::Missing { tree: 1, want: 1, .. })));
 }
 
@@ -333,7 +342,7 @@ fn sizes() -> impl Iterator<Item = (u64, u64)> {
 fn want(end: &mut End, want: u64, size: u64) {
     let path = TreePath::parse(format!("f{want}").as_bytes()).unwrap();
     let fill = u8::try_from(want % 251).unwrap();
-    end.local(Input::Want { tree: 0, want, path, hash: Hash([fill; 32]), size, offset: 0 });
+    end.local(Input::Want { tree: 0, want, path, hash: Hash([fill; 32]), size, what: What::From(0) });
 }
 
 #[test]
@@ -357,13 +366,39 @@ fn a_thousand_contents_come_within_the_window() {
 }
 
 #[test]
+fn ranges_and_manifests_come_in_pieces_beside_contents() {
+    let mut pair = Pair::new(End::new(1, 0, None), End::new(2, 0, None));
+    pair.run();
+    let path = TreePath::parse(b"f").unwrap();
+    let ranges = vec![(10, 5), (100_000, 200_000), (499_999, 1)];
+    for (want, what) in [(1, What::Ranges(ranges.clone())), (2, What::Manifest(vec![[7; 8]])), (3, What::From(0))] {
+        let input = Input::Want { tree: 0, want, path: path.clone(), hash: Hash([5; 32]), size: 500_000, what };
+        pair.ends[0].loose.insert(want);
+        pair.ends[0].local(input);
+    }
+    pair.run();
+    let pieces = |number| {
+        pair.ends[0].seen.iter().filter_map(move |o| match o {
+            Output::Received { want, offset, bytes, .. } if *want == number => Some((*offset, bytes.len() as u64)),
+            _ => None,
+        })
+    };
+    assert_eq!(pieces(1).map(|(_, length)| length).sum::<u64>(), 200_006);
+    assert!(pieces(1).all(|(o, n)| ranges.iter().any(|(start, length)| o >= *start && o + n <= start + length)));
+    assert_eq!(pieces(2).map(|(_, length)| length).sum::<u64>(), 150_000, "it ends where the answer says");
+    assert_eq!(pieces(3).map(|(_, length)| length).sum::<u64>(), 500_000);
+    assert_eq!(pair.ends[0].finished, 3);
+    assert!(pair.ends[1].session.serving_is_empty());
+}
+
+#[test]
 fn a_content_comes_from_where_it_broke_off() {
     let mut pair = Pair::new(End::new(1, 0, None), End::new(2, 0, None));
     pair.run();
     let path = TreePath::parse(b"f").unwrap();
     let (size, offset) = (500_000, 400_000);
     pair.ends[0].got.insert(5, vec![5; 400_000]);
-    pair.ends[0].local(Input::Want { tree: 0, want: 5, path, hash: Hash([5; 32]), size, offset });
+    pair.ends[0].local(Input::Want { tree: 0, want: 5, path, hash: Hash([5; 32]), size, what: What::From(offset) });
     pair.run();
     let offsets = pair.ends[0].seen.iter().filter_map(|o| match o {
         Output::Received { offset, bytes, .. } => Some((*offset, bytes.len() as u64)),
@@ -529,6 +564,28 @@ fn what_breaks_the_conversation_ends_it() {
             "a request from beyond the end",
             vec![Message::RequestFrom { tree: 0, request: 1, path: path.clone(), hash: [1; 32], size: 10, offset: 11 }],
         ),
+        (
+            "ranges that touch",
+            vec![Message::RequestRanges {
+                tree: 0,
+                request: 1,
+                path: path.clone(),
+                hash: [1; 32],
+                size: 10,
+                ranges: vec![(0, 5), (5, 1)],
+            }],
+        ),
+        (
+            "too many parts that are known",
+            vec![Message::RequestManifest {
+                tree: 0,
+                request: 1,
+                path: path.clone(),
+                hash: [1; 32],
+                size: 10,
+                known: vec![[0; 8]; 4097],
+            }],
+        ),
         ("too many requests", (0..257).map(|n| ask(0, n)).collect()),
         ("a drop of nothing", vec![Message::Drop { request: 0 }]),
         ("a credit for nothing", vec![Message::Credit { bytes: 1 }]),
@@ -543,8 +600,14 @@ fn what_breaks_the_conversation_ends_it() {
     ];
     for (what, messages) in table {
         let (mut session, _) = opened();
-        let input =
-            Input::Want { tree: 0, want: 70, path: path.clone(), hash: Hash([1; 32]), size: 500_000, offset: 0 };
+        let input = Input::Want {
+            tree: 0,
+            want: 70,
+            path: path.clone(),
+            hash: Hash([1; 32]),
+            size: 500_000,
+            what: What::From(0),
+        };
         session.handle_local(Moment(0), input);
         let (last, before) = messages.split_last().unwrap();
         let mut say = |message: &Message| {
@@ -565,7 +628,7 @@ fn the_window_holds_against_a_peer_and_dropped_content_gives_its_room_back() {
         let path = TreePath::parse(b"f").unwrap();
         session.handle_local(
             Moment(0),
-            Input::Want { tree: 0, want: 70, path, hash: Hash([1; 32]), size: 2 * CONTENT_WINDOW, offset: 0 },
+            Input::Want { tree: 0, want: 70, path, hash: Hash([1; 32]), size: 2 * CONTENT_WINDOW, what: What::From(0) },
         );
         if dropped {
             session.handle_local(Moment(0), Input::Drop { tree: 0, want: 70 });

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::mint::agrees;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::What;
 use pleach_protocol::time::Time;
 use pleach_protocol::view::State;
 
@@ -52,6 +53,8 @@ pub struct Want {
     pub hash: Hash,
     /// Its length in bytes.
     pub size: u64,
+    /// What of it; what is here by the time that it is asked for is left out.
+    pub what: What,
 }
 
 pub(super) enum Progress<V: Vfs> {
@@ -68,6 +71,8 @@ pub(super) struct Work<V: Vfs> {
     pub(super) progress: Progress<V>,
     /// This disk turned out not to have the content.
     pub(super) no_local: bool,
+    /// It cannot be put together from an older one.
+    pub(super) no_delta: bool,
     pub(super) removal: Removal,
 }
 
@@ -183,7 +188,8 @@ impl<V: Vfs> Applier<V> {
     pub(super) fn revisit(&mut self, path: &TreePath, seq: u64) {
         self.window.entry(path.clone()).or_insert_with(|| {
             self.grown = true;
-            Work { seq: seq.max(1), progress: Progress::New, no_local: false, removal: Removal::Unasked }
+            let (no_local, no_delta) = (false, false);
+            Work { seq: seq.max(1), progress: Progress::New, no_local, no_delta, removal: Removal::Unasked }
         });
     }
 
@@ -270,6 +276,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Vec::new());
         }
         let mut wants = Vec::new();
+        self.cut_on();
         self.apply.copy_left = content::COPY_BYTES_MAX;
         let still = self.is_journal_still();
         self.apply_rounds(still, &mut wants)?;

@@ -5,9 +5,11 @@ use std::io;
 
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::What;
 use pleach_protocol::view::{self, State};
 
 use super::apply::{Plan, Progress, Work};
+use super::delta::Delta;
 use super::perform::OpKind;
 use super::{Tree, TreeError, Want, WantId};
 use crate::kv::Kv;
@@ -25,10 +27,12 @@ pub(super) struct Building<V: Vfs> {
     pub(super) want: WantId,
     pub(super) hash: Hash,
     pub(super) size: u64,
-    file: V::File,
-    hasher: blake3::Hasher,
-    filled: u64,
-    local: Option<Local<V>>,
+    pub(super) file: V::File,
+    pub(super) hasher: blake3::Hasher,
+    pub(super) filled: u64,
+    pub(super) local: Option<Local<V>>,
+    /// An older content is here, whose chunks serve.
+    pub(super) delta: Option<Delta<V>>,
     /// Its name in staging, where it survives a restart.
     partial: Option<u64>,
     /// Some of it was here before.
@@ -36,13 +40,15 @@ pub(super) struct Building<V: Vfs> {
 }
 
 /// A content of this disk that is copied.
-enum Local<V: Vfs> {
+pub(super) enum Local<V: Vfs> {
     /// From here.
     Copied(V::File),
     /// It is there already, shared with its source: only read and verified.
     Cloned,
     /// So much of it arrived earlier: it is read, then more is asked for.
     Kept(u64),
+    /// It is put together.
+    Joined,
 }
 
 /// Where an inode is.
@@ -115,7 +121,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
             });
         }
-        let local = building.local.is_some();
+        let there = match building.local {
+            None => Some(0),
+            Some(Local::Kept(there)) => Some(there),
+            Some(_) => None,
+        };
+        if let Some(there) = there.filter(|_| offered.is_none())
+            && let Some(old) = self.find_old(path, row, (size, there))?
+        {
+            if !self.has_delta_room(size) {
+                return Ok(Plan::Wait);
+            }
+            building.delta = Some(Delta::Waiting(old));
+        }
+        let (local, joined) = (building.local.is_some(), building.delta.is_some());
         if !local && resumable {
             building = match self.begin_large(place, path, building)? {
                 Ok(building) => building,
@@ -130,8 +149,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.receive(id, 0, &[], true)?;
         } else if local {
             self.copy_on(path)?;
+        } else if joined {
+            self.start_delta(path)?;
         } else {
-            wants.push(Want { id, path: path.clone(), hash, size });
+            wants.push(Want { id, path: path.clone(), hash, size, what: What::From(0) });
         }
         match self.apply.window.get(path) {
             Some(Work { progress: Progress::Staged(_), .. }) => Ok(Plan::Do(OpKind::Put)),
@@ -167,6 +188,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             hasher,
             filled: 0,
             local: None,
+            delta: None,
             partial: None,
             resumed: false,
         })
@@ -193,7 +215,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         tracing::debug!(path = %path, bytes = there, "a content goes on where it broke off");
         let (want, hasher, local) = (self.next_want(), blake3::Hasher::new(), Some(Local::Kept(there)));
         let (partial, resumed) = (Some(id), there > 0);
-        Ok(Some(Ok(Building { want, hash, size, file, hasher, filled: 0, local, partial, resumed })))
+        Ok(Some(Ok(Building { want, hash, size, file, hasher, filled: 0, local, delta: None, partial, resumed })))
     }
 
     /// Gives a large content that is to be fetched a name in staging, at its first byte.
@@ -217,7 +239,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether a local copy goes on at the next call of the applier.
     pub fn is_copying(&self) -> bool {
-        self.apply.window.values().any(|w| matches!(&w.progress, Progress::Building(b) if b.local.is_some()))
+        let copies = |w: &Work<V>| matches!(&w.progress, Progress::Building(b) if b.local.is_some());
+        self.manifests.is_cutting() || self.apply.window.values().any(copies)
     }
 
     /// Copies on from this disk. What turns out to be something else than the content is asked for.
@@ -231,11 +254,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Some(Local::Copied(source)) => (source, true),
                 Some(Local::Kept(upto)) if building.filled >= *upto && building.filled < building.size => {
                     building.local = None;
+                    if building.delta.is_some() {
+                        return self.start_delta(path);
+                    }
                     let (id, hash, size) = (building.want, building.hash, building.size);
-                    self.apply.asked.push(Want { id, path: path.clone(), hash, size });
+                    let what = What::From(building.filled);
+                    self.apply.asked.push(Want { id, path: path.clone(), hash, size, what });
                     return Ok(());
                 }
                 Some(Local::Cloned | Local::Kept(_)) => (&building.file, false),
+                Some(Local::Joined) => return self.join_on(path),
                 None => return Ok(()),
             };
             let read = match self.vfs.read_at(from, building.filled, &mut buffer) {
@@ -263,7 +291,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// The source of a local copy changed under it: the content is asked for.
-    fn ask_instead(&mut self, path: &TreePath) -> Result<(), TreeError> {
+    pub(super) fn ask_instead(&mut self, path: &TreePath) -> Result<(), TreeError> {
         if let Some(work) = self.apply.window.get_mut(path) {
             if let Progress::Building(building) = &work.progress {
                 self.apply.wants.remove(&building.want);
@@ -282,10 +310,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.fetches.contains_key(&id) {
             return self.receive_fetch(id, offset, bytes, last);
         }
+        if let Some(path) = self.wants_manifest(id) {
+            return self.receive_manifest(&path, offset, bytes, last);
+        }
         let Some(path) = self.apply.wants.get(&id).cloned() else { return Ok(()) };
         let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(&path) else {
             return Ok(());
         };
+        let joined = building.delta.is_some();
+        if joined && !building.close_gap(&self.vfs, offset, bytes.len() as u64) {
+            return self.fetch_whole(&path);
+        }
         if offset != building.filled || building.filled + bytes.len() as u64 > building.size {
             return self.missing(id, "the content came in the wrong order or too long");
         }
@@ -294,7 +329,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         building.hasher.update(bytes);
         building.filled += bytes.len() as u64;
+        building.pass_pieces();
         if !last {
+            return Ok(());
+        }
+        if joined {
+            building.local = Some(Local::Joined);
             return Ok(());
         }
         if Hash(*building.hasher.finalize().as_bytes()) == building.hash {
@@ -311,7 +351,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// A content is whole and verified.
-    fn finish_building(&mut self, id: WantId) -> Result<(), TreeError> {
+    pub(super) fn finish_building(&mut self, id: WantId) -> Result<(), TreeError> {
         let Some(path) = self.apply.wants.remove(&id) else { return Ok(()) };
         let Some(work) = self.apply.window.remove(&path) else { return Ok(()) };
         if let Progress::Building(done) = work.progress {
@@ -328,6 +368,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// [`TreeError`].
     pub fn missing(&mut self, id: WantId, reason: &str) -> Result<(), TreeError> {
         self.fetches.remove(&id);
+        if let Some(path) = self.wants_manifest(id) {
+            return self.fetch_whole(&path);
+        }
         if let Some(path) = self.apply.wants.remove(&id) {
             self.fail(&path, reason.to_owned());
         }

@@ -6,6 +6,7 @@ use std::io;
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::What;
 use pleach_protocol::view::State;
 
 use super::displace::id_name;
@@ -51,7 +52,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let id = self.next_want();
         let fetch = Fetch { path: path.clone(), hash, size, file, hasher: blake3::Hasher::new(), filled: 0 };
         self.fetches.insert(id, fetch);
-        Ok(Some(Want { id, path: path.clone(), hash, size }))
+        Ok(Some(Want { id, path: path.clone(), hash, size, what: What::From(0) }))
     }
 
     /// Whether this node can serve a content.

@@ -163,7 +163,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Opens a path that shows a content, as far as its stamp says.
-    fn open_shown(&self, root: &V::Dir, path: &TreePath, hash: Hash) -> io::Result<Option<V::File>> {
+    pub(super) fn open_shown(&self, root: &V::Dir, path: &TreePath, hash: Hash) -> io::Result<Option<V::File>> {
         let Some(shown) = self.index.row(path).map_err(io::Error::other)?.shown else { return Ok(None) };
         let shows = matches!(&shown.shown.state, Some(s) if content_of(&s.value).1 == Some(hash));
         let Some(known) = shown.stamp.filter(|_| shows) else { return Ok(None) };
@@ -173,7 +173,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok((known.size == meta.size && known.mtime == meta.mtime).then_some(file))
     }
 
-    fn open_version(&self, root: &V::Dir, id: u64) -> Option<V::File> {
+    pub(super) fn open_version(&self, root: &V::Dir, id: u64) -> Option<V::File> {
         let vault = self.vfs.open_dir(&self.vfs.open_dir(root, PRIVATE).ok()?, root::VAULT).ok()?;
         self.vfs.open_file(&vault, &id_name(id)).ok()
     }

@@ -7,7 +7,7 @@ use pleach_protocol::codec;
 use pleach_protocol::entry::{Content, ContentSibling, Entry, Hash, Rank, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{
-    Announcement, BATCHES_MAX, CONTENT_WINDOW, Input, Link, Moment, Output, Session, SessionConfig, TreeOffer,
+    Announcement, BATCHES_MAX, CONTENT_WINDOW, Input, Link, Moment, Output, Session, SessionConfig, TreeOffer, What,
 };
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::wire::hello::MAGIC;
@@ -146,7 +146,7 @@ impl Node {
                     assert!(row.entry.content.keys().all(|dot| row.entry.context.contains(*dot)));
                 }
             }
-            Output::ReadContent { bytes_max, .. } => {
+            Output::ReadContent { bytes_max, .. } | Output::ReadManifest { bytes_max, .. } => {
                 self.reads += 1;
                 assert!(*bytes_max <= CONTENT_BYTES_MAX && self.reads <= READS_MAX, "too many reads, or too long ones");
             }
@@ -188,7 +188,8 @@ impl Node {
                 *self.unmerged.entry(tree).or_default() -= more + 1;
                 Input::Merged { tree, upto }
             }
-            Output::ReadContent { tree, request, offset, bytes_max, .. } => {
+            Output::ReadContent { tree, request, offset, bytes_max, .. }
+            | Output::ReadManifest { tree, request, offset, bytes_max, .. } => {
                 self.reads -= 1;
                 let length = if how & 1 == 0 { bytes_max } else { bytes_max.min(usize::from(how)) };
                 match how {
@@ -223,7 +224,7 @@ fn sent(link: Link, frame: &[u8]) {
 fn message(source: &mut Source<'_>) -> Message {
     let tree = u16::from(source.byte() % (TREES + 1));
     let number = source.number();
-    match source.byte() % 13 {
+    match source.byte() % 15 {
         0 | 1 => {
             let content = source.bytes();
             index(tree, number, content.len() as u64, (!content.is_empty()).then(|| content.to_vec()))
@@ -244,7 +245,16 @@ fn message(source: &mut Source<'_>) -> Message {
         }
         9 => Message::Missing { request: number, reason: String::from_utf8_lossy(source.bytes()).into_owned() },
         10 => Message::AskHead { tree, id: number },
-        11 => Message::Head { tree, id: number, seq: source.number() },
+        11 => {
+            let (size, count) = (source.number(), source.byte() % 4);
+            let ranges = (0..count).map(|_| (source.number(), source.number())).collect();
+            Message::RequestRanges { tree, request: number, path: path(1), hash: [1; 32], size, ranges }
+        }
+        12 => {
+            let (size, known) = (source.number(), vec![[source.byte(); 8]; usize::from(source.byte()) << 5]);
+            Message::RequestManifest { tree, request: number, path: path(1), hash: [1; 32], size, known }
+        }
+        13 => Message::Head { tree, id: number, seq: source.number() },
         _ => [Message::Ping, Message::Pong, Message::Notice { text: String::from_utf8_lossy(source.bytes()).into() }]
             .into_iter()
             .nth(usize::from(source.byte() % 3))
@@ -256,7 +266,7 @@ fn message(source: &mut Source<'_>) -> Message {
 fn fact(node: &mut Node, source: &mut Source<'_>) -> Input {
     let tree = source.tree();
     let number = source.number();
-    match source.byte() % 6 {
+    match source.byte() % 7 {
         0 => {
             let seq = node.head(tree).saturating_add(number & 0xff);
             node.heads.insert(tree, seq);
@@ -265,7 +275,14 @@ fn fact(node: &mut Node, source: &mut Source<'_>) -> Input {
         1 => Input::AskHead { tree, id: number },
         2 => Input::Applied { tree, upto: number, stuck: 0 },
         3 => Input::Drop { tree, want: number },
-        _ => Input::Want { tree, want: number, path: path(2), hash: Hash([2; 32]), size: source.number(), offset: 0 },
+        _ => Input::Want {
+            tree,
+            want: number,
+            path: path(2),
+            hash: Hash([2; 32]),
+            size: source.number(),
+            what: What::From(0),
+        },
     }
 }
 

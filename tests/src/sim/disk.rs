@@ -27,10 +27,12 @@ pub(super) struct Disks {
     pub(super) open_files: bool,
     /// Users make hard links.
     pub(super) links: bool,
+    /// Contents are so long that they do not travel with their announcements, and much of each is in the others.
+    pub(super) long: bool,
 }
 
 impl Disks {
-    pub(super) fn draw(random: &mut Random) -> Self {
+    pub(super) fn draw(random: &mut Random, seed: u64) -> Self {
         let mut flag = |n| random.once_in(n);
         Self {
             trouble: flag(3),
@@ -39,6 +41,7 @@ impl Disks {
             hooks: flag(3),
             open_files: flag(3),
             links: flag(5),
+            long: seed % 8 == 5,
         }
     }
 
@@ -249,7 +252,7 @@ impl World {
         let op = ops[self.random.index(ops.len())];
         let nth = 1 + self.random.index(6);
         self.rest.begin(n);
-        let planned = users::plan(&mut self.random, &mut self.rest, self.step);
+        let planned = users::plan(&mut self.random, &mut self.rest, (self.step, self.faults.disks.long));
         planned.announce(&mut self.rest);
         self.release_touched(n);
         self.say(format!("n{n}: before {op:?} {nth} a user will {planned:?}"));

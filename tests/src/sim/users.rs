@@ -21,6 +21,24 @@ pub(super) struct Deed {
     content: String,
 }
 
+/// The end of a long content: longer than what travels with its announcement.
+const LONG_BYTES: usize = 17_000;
+
+/// Content that nobody wrote before, of which no beginning is one, and that is the same whichever other steps
+/// are left out. Long ones are alike but for two places.
+fn draw_content(step: u32, long: bool) -> String {
+    let short = format!("content {step}.");
+    if !long {
+        return short;
+    }
+    let mut hash = blake3::Hasher::new().finalize_xof();
+    let mut noise = vec![0; LONG_BYTES / 2];
+    hash.fill(&mut noise);
+    let mut content: String = noise.iter().map(|byte| format!("{byte:02x}")).collect();
+    content.insert_str(step as usize * 1_009 % LONG_BYTES, &short);
+    short + &content
+}
+
 #[derive(Clone, Copy, Debug)]
 enum What {
     Write,
@@ -46,6 +64,11 @@ enum What {
 }
 
 impl Deed {
+    /// What names its content.
+    fn short(&self) -> &str {
+        self.content.split_inclusive('.').next().unwrap_or_default()
+    }
+
     /// Does it; false where the disk refuses.
     pub(super) fn act(&self, user: &ModelUser) -> bool {
         let Self { what, path, to, content } = self;
@@ -62,7 +85,7 @@ impl Deed {
             What::Rename => !to.starts_with(&format!("{path}/")) && user.rename(path, to).is_ok(),
             What::Touch => user.touch(path, user.now()).is_ok(),
             What::Append => user.append(path, format!(" {content}")).is_ok(),
-            What::Symlink => user.symlink(content, path).is_ok(),
+            What::Symlink => user.symlink(self.short(), path).is_ok(),
             What::Sneak => {
                 let Ok(before) = user.stat(path) else { return false };
                 before.kind == Kind::File && user.write(path, content).is_ok() && user.touch(path, before.mtime).is_ok()
@@ -74,7 +97,7 @@ impl Deed {
                 }
             }
             What::ToFile => user.remove_all(path).is_ok() && user.write(path, content).is_ok(),
-            What::ToLink => user.remove_all(path).is_ok() && user.symlink(content, path).is_ok(),
+            What::ToLink => user.remove_all(path).is_ok() && user.symlink(self.short(), path).is_ok(),
             What::Truncate => user.truncate(path, 9).is_ok(),
             What::Swap => {
                 let apart = !to.starts_with(&format!("{path}/")) && !path.starts_with(&format!("{to}/"));
@@ -100,6 +123,7 @@ impl Deed {
         }
         // Somebody may do it between two calls: what it writes is whole whatever becomes of it.
         rest.wrote(self.content.as_bytes());
+        rest.wrote(self.short().as_bytes());
         rest.wrote(b"");
     }
 
@@ -123,11 +147,10 @@ impl Deed {
 }
 
 /// Draws something that a user may do, and notes what it touches.
-pub(super) fn plan(random: &mut Random, rest: &mut Rest, step: u32) -> Deed {
+pub(super) fn plan(random: &mut Random, rest: &mut Rest, (step, long): (u32, bool)) -> Deed {
     let path = PATHS[random.index(PATHS.len())];
     let to = PATHS[random.index(PATHS.len())];
-    // Nobody wrote it before, no beginning of it is one, and it is the same whichever other steps are left out.
-    let content = format!("content {step}.");
+    let content = draw_content(step, long);
     let what = match random.below(24) {
         0..=5 => What::Write,
         6 | 7 => What::Replace,
@@ -165,7 +188,7 @@ pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, disk
         rest.wrote_all(&user);
         return what;
     }
-    let mut deed = plan(random, rest, step);
+    let mut deed = plan(random, rest, (step, disks.long));
     if disks.links && random.once_in(8) {
         deed.what = What::Link;
         rest.touch(deed.to);
@@ -176,7 +199,8 @@ pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, disk
     let done = deed.act(&user);
     deed.left(&user, rest, done);
     let refused = if done { "" } else { ", refused" };
-    let Deed { what, path, to, content } = deed;
+    let content = deed.short();
+    let Deed { what, path, to, .. } = &deed;
     Some(match what {
         What::Rename | What::Swap | What::Link => format!("{what:?} {path} {to}{refused}"),
         _ => format!("{what:?} {path} '{content}'{refused}"),

@@ -207,3 +207,21 @@ fn an_index_frame_of_version_1_is_pinned() {
         assert!(codec::decode::<Message>(&body[..cut]).is_err(), "{cut}");
     }
 }
+
+#[test]
+fn the_requests_for_parts_of_a_content_are_pinned() {
+    let hex = |message: &Message| codec::encode(message).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let (path, hash) = (TreePath::parse(b"d/f").unwrap(), [7; 32]);
+    let hash_hex = "07".repeat(32);
+    let ranges = Message::RequestRanges {
+        tree: 1,
+        request: 2,
+        path: path.clone(),
+        hash,
+        size: 500,
+        ranges: vec![(0, 3), (300, 4)],
+    };
+    assert_eq!(hex(&ranges), format!("0f010203642f66{hash_hex}fbf401020003fb2c0104"));
+    let manifest = Message::RequestManifest { tree: 1, request: 2, path, hash, size: 500, known: vec![[9; 8]] };
+    assert_eq!(hex(&manifest), format!("10010203642f66{hash_hex}fbf401010909090909090909"));
+}
