@@ -20,6 +20,7 @@ mod checks;
 mod disk;
 mod events;
 mod life;
+mod minted;
 mod net;
 mod node;
 mod quiet;
@@ -30,6 +31,7 @@ use checks::Rest;
 use disk::Disks;
 use events::{Look, Watch};
 use life::{LifeFaults, Promise};
+use minted::Minted;
 use net::{Line, NetFaults};
 use node::SimNode;
 
@@ -148,6 +150,7 @@ pub struct World {
     forgetful: bool,
     promises: Vec<Promise>,
     rest: Rest,
+    minted: Minted,
     log: Vec<String>,
     outcome: Outcome,
     plan: Plan,
@@ -247,6 +250,7 @@ impl World {
                 node.model.disk.advance(i64::try_from(random.below(3)).unwrap_or(0) * 86_400_000_000_000);
             }
         }
+        let minted = Minted::draw(plan.seed, &faults, life.wipes, count);
         Self {
             random,
             faults,
@@ -260,6 +264,7 @@ impl World {
             forgetful: false,
             promises: Vec::new(),
             rest: Rest::default(),
+            minted,
             log: Vec::new(),
             outcome: Outcome::default(),
             plan,
@@ -385,6 +390,7 @@ impl World {
                 self.nodes[n].model.disk.crash_at(calls);
                 Ok(())
             }
+            99 => self.let_hours_pass(n),
             100.. => self.disk_step(n),
             _ => Ok(()),
         }
@@ -403,7 +409,7 @@ impl World {
     }
 
     fn user_acts(&mut self, n: usize) -> Result<(), String> {
-        if self.nodes[n].model.disk.crashed() || !self.nodes[n].model.disk.is_mounted() {
+        if self.nodes[n].model.disk.crashed() || !self.nodes[n].model.disk.is_mounted() || self.minted.only_reads(n) {
             return Ok(());
         }
         self.rest.begin(n);
@@ -444,6 +450,7 @@ impl World {
         self.nodes[n].was_struck();
         self.settle_waits(n);
         self.rest.check_contents(n, &self.nodes[n])?;
+        self.check_minted(n)?;
         self.nodes[n].check_contents_kept(false)
     }
 

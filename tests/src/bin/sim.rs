@@ -1,4 +1,4 @@
-//! Runs seeds of the simulation: `sim [--seeds FROM..TO] [--loud]`, or one seed loudly:
+//! Runs seeds of the simulation: `sim [--seeds FROM..TO] [--loud] [--as-is]`, or one seed loudly:
 //! `sim --seed N [--steps 3,7-9,40]`.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,8 @@ use std::time::Instant;
 use pleach_tests::sim::shrink::{self, Effort};
 use pleach_tests::sim::{Failure, Outcome, Plan, World};
 
-const USAGE: &str = "usage: sim [--seeds FROM..TO] [--first-only] | sim --seed N [--steps 3,7-9,40] [--quiet]";
+const USAGE: &str =
+    "usage: sim [--seeds FROM..TO] [--first-only] [--as-is] | sim --seed N [--steps 3,7-9,40] [--quiet]";
 
 /// One seed in so many is run twice.
 const TWICE_EVERY: u64 = 50;
@@ -20,15 +21,18 @@ struct Asked {
     to: u64,
     plan: Plan,
     first_only: bool,
+    /// Failures are shown as they are, not made small.
+    as_is: bool,
 }
 
 fn read(mut args: impl Iterator<Item = String>) -> Option<Asked> {
-    let mut asked = Asked { from: 1, to: 1_001, plan: Plan::default(), first_only: false };
+    let mut asked = Asked { from: 1, to: 1_001, plan: Plan::default(), first_only: false, as_is: false };
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--quiet" => asked.plan.loud = false,
             "--loud" => asked.plan.loud = true,
             "--first-only" => asked.first_only = true,
+            "--as-is" => asked.as_is = true,
             "--seed" => {
                 asked.from = args.next()?.parse().ok()?;
                 asked.to = asked.from.checked_add(1)?;
@@ -95,10 +99,10 @@ fn main() -> ExitCode {
     // The first is made small, unless it is the replay of one that was; the others by their first lines.
     for (seed, failure) in failures.iter().take(1) {
         let plan = Plan { seed: *seed, ..asked.plan.clone() };
-        let effort = if plan.loud { Effort { runs: 0, ..Effort::default() } } else { Effort::default() };
+        let effort = if plan.loud || asked.as_is { Effort { runs: 0, ..Effort::default() } } else { Effort::default() };
         let (small, failure) = shrink::shrink(&plan, failure.as_ref().clone(), effort);
         println!("seed {seed}: {}", failure.what);
-        if !plan.loud {
+        if !plan.loud && !asked.as_is {
             failure.log.iter().for_each(|line| println!("  {line}"));
         }
         println!("replay: {}", shrink::command(&small));

@@ -147,7 +147,7 @@ impl World {
             4 if disks.restores => self.take_snapshot(n),
             5 if disks.restores => return self.put_back(n),
             6 | 7 if disks.unmounts => self.unmount(n),
-            8 | 9 if disks.hooks => self.plan_user(n),
+            8 | 9 if disks.hooks && !self.minted.only_reads(n) => self.plan_user(n),
             _ => {}
         }
         Ok(())

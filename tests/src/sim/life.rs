@@ -10,7 +10,7 @@ use super::{Random, World, checks};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LifeFaults {
     /// A node loses disk and store, once.
-    wipes: bool,
+    pub(super) wipes: bool,
     /// Two nodes are no peers for a while.
     enrols: bool,
     pauses: bool,
@@ -105,6 +105,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Hours pass at a node: what all its peers know to be gone is forgotten. One that is no peer for a while
+    /// is not waited for, and may bring back what was forgotten (DESIGN.md §2): not where that happens.
+    pub(super) fn let_hours_pass(&mut self, n: usize) -> Result<(), String> {
+        if self.life.enrols || !self.nodes[n].is_up() {
+            return Ok(());
+        }
+        let hours = 1 + self.random.index(2);
+        self.say(format!("{hours} hours pass at n{n}"));
+        self.forgetful = true;
+        let outcome = (0..hours).try_for_each(|_| self.nodes[n].hour());
+        self.after_work(n, outcome)
     }
 
     /// Two nodes become each other's peers, or are no longer.
