@@ -13,7 +13,7 @@ use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::Kv;
-use pleach_store::tree::{Tree, TreeError, Want, WantId};
+use pleach_store::tree::{Life, Tree, TreeError, Want, WantId};
 use pleach_store::vfs::Vfs;
 
 mod barrier;
@@ -96,7 +96,8 @@ struct Carrier<T> {
 struct Stream<T> {
     carrier: Option<Carrier<T>>,
     state: StreamState,
-    incarnation: [u8; 16],
+    /// The peer's journal, and the start of its that tells us.
+    life: Life,
     /// Merged batches that are not durable yet: the peer's position.
     merged: Option<u64>,
     /// Positions of the peer's journal, and our own seq whose application makes them applied.
@@ -152,7 +153,7 @@ impl<T> Default for Stream<T> {
         Self {
             carrier: None,
             state: StreamState::Unknown,
-            incarnation: [0; 16],
+            life: Life::default(),
             merged: None,
             to_apply: VecDeque::new(),
             their_head: 0,
@@ -407,14 +408,20 @@ impl<T: Tell> Exchange<T> {
         (peer, session): (NodeId, u64),
         output: Output,
     ) -> Result<(), TreeError> {
-        if self.session(peer) != Some(session) {
+        // A session that is to begin anew was begun with what does not hold any more: its peer leaves out what it
+        // takes for ours.
+        let carrier = self.peers.get(&peer).and_then(|stream| stream.carrier.as_ref());
+        if carrier.is_none_or(|carrier| carrier.session != session || carrier.stale) {
             return Ok(());
         }
         match output {
-            Output::Opened { incarnation, head, peer_cursor, went_back, .. } => {
-                let beyond = tree.is_beyond_what_was_told(peer, peer_cursor);
-                let renew = went_back || beyond || tree.may_have_missed(peer_cursor);
-                self.opened(tree, peer, (incarnation, head), renew)?;
+            Output::Opened { incarnation, start, head, peer_cursor, told_under, went_back, .. } => {
+                let place = (peer_cursor, told_under);
+                let undone = went_back || tree.is_of_another_life(peer, place)?;
+                if undone || tree.may_have_missed(peer_cursor) {
+                    return self.renew(tree, peer);
+                }
+                self.opened(tree, peer, (Life { incarnation, start }, head), place)?;
             }
             Output::Absent { .. } => self.set_state(peer, StreamState::Absent),
             Output::Halted { standing, .. } => self.set_state(
@@ -427,13 +434,13 @@ impl<T: Tell> Exchange<T> {
             ),
             Output::ReadRows { after, bytes_max, .. } => {
                 let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
-                let (rows, names, upto) = tree.read_rows(after, bytes_max, (peer, stream.incarnation))?;
+                let (rows, names, upto) = tree.read_rows(after, bytes_max, (peer, stream.life.incarnation))?;
                 stream.say(|tree| Input::Rows { tree, rows, names, upto });
             }
             Output::Merge { rows, names, upto, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 self.received += rows.len() as u64;
-                tree.merge((peer, stream.incarnation), rows, names, upto)?;
+                tree.merge((peer, stream.life), rows, names, upto)?;
                 stream.merged = Some(upto);
                 stream.their_head = stream.their_head.max(upto);
                 stream.await_applied(upto, tree.index().meta().head);
@@ -479,27 +486,17 @@ impl<T: Tell> Exchange<T> {
         &mut self,
         tree: &mut Tree<V, K>,
         peer: NodeId,
-        (incarnation, head): ([u8; 16], u64),
-        renew: bool,
+        (life, head): (Life, u64),
+        place: (u64, u64),
     ) -> Result<(), TreeError> {
-        if renew {
-            // It knows more of our journal than there is, or less than it must: all is told anew, both ways.
-            let peer_name = self.peer_name(peer);
-            tracing::warn!(peer = peer_name, "the peer's place in the journal is gone: a full exchange begins");
-            tree.forget_cursor(peer);
-            let fresh = (self.entropy)().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
-            tree.renew_incarnation(fresh)?;
-            self.restart_all();
-            return Ok(());
-        }
         // A session that this one replaced answers nothing any more.
         self.reassign_wants(tree, peer);
-        tree.greet(peer)?;
-        let cursor = tree.cursor(peer)?.filter(|c| c.0 == incarnation).map(|(_, merged)| merged);
+        tree.greet(peer, place)?;
+        let cursor = tree.cursor(peer)?.filter(|c| c.incarnation == life.incarnation).map(|c| c.seq);
         let ours = tree.index().meta().head;
         let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
         stream.state = StreamState::Open;
-        stream.incarnation = incarnation;
+        stream.life = life;
         stream.their_head = head;
         // Not before the session says so: it may have lost its disk.
         (stream.peer_applied, stream.peer_stuck) = (0, 0);
@@ -511,6 +508,17 @@ impl<T: Tell> Exchange<T> {
             stream.await_applied(head, u64::MAX);
         }
         tree.retry_stuck_now();
+        Ok(())
+    }
+
+    /// A peer knows more of our journal than there is, or less than it must: all is told anew, both ways.
+    fn renew<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, peer: NodeId) -> Result<(), TreeError> {
+        let peer_name = self.peer_name(peer);
+        tracing::warn!(peer = peer_name, "the peer's place in the journal is gone: a full exchange begins");
+        tree.forget_cursor(peer);
+        let fresh = (self.entropy)().map_err(|source| TreeError::Disk { what: "drawing random bytes", source })?;
+        tree.renew_incarnation(fresh)?;
+        self.restart_all();
         Ok(())
     }
 

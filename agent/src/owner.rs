@@ -370,7 +370,7 @@ impl Keeper {
     /// What a session is offered of a tree that is not exchanged.
     fn closed_offer(&self, standing: Standing) -> TreeOffer {
         let name = self.setup.config.name.clone();
-        TreeOffer { name, incarnation: [0; 16], cursor: None, head: 0, standing }
+        TreeOffer { name, incarnation: [0; 16], start: 0, cursor: None, head: 0, standing }
     }
 
     /// Notes a pause so that it survives a restart.
@@ -524,7 +524,8 @@ impl Running<'_> {
     fn offer(&self, peer: NodeId) -> Result<TreeOffer, TreeError> {
         Ok(TreeOffer {
             name: self.keeper.setup.config.name.clone(),
-            incarnation: self.tree.index().meta().incarnation,
+            incarnation: self.tree.life().incarnation,
+            start: self.tree.life().start,
             cursor: self.tree.cursor(peer)?,
             head: self.tree.head(),
             standing: if self.keeper.paused { Standing::Paused } else { Standing::Open },

@@ -113,6 +113,7 @@ impl Session {
                 .map(|t| TreeHello {
                     name: t.name.clone(),
                     incarnation: t.incarnation,
+                    start: t.start,
                     cursor: t.cursor,
                     head: t.head,
                     standing: t.standing,
@@ -314,8 +315,10 @@ impl Session {
                 tree,
                 name: hello.name.clone(),
                 incarnation: theirs.incarnation,
+                start: theirs.start,
                 head: theirs.head,
                 peer_cursor,
+                told_under: theirs.cursor.map_or(0, |cursor| cursor.start),
                 went_back,
             });
         }

@@ -13,7 +13,7 @@ pub mod packed;
 
 pub use bytes::Bytes;
 pub use frame::{FrameError, FrameReader, frame};
-pub use hello::{Hello, HelloError, LinkRole, Standing, TreeHello};
+pub use hello::{Cursor, Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
 /// The version of the messages. 1: first. 2: contents are asked for from where they broke off.

@@ -15,7 +15,7 @@ use pleach_protocol::version::{Actor, VersionVector};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::packed::{self, ActorRow, PackedEntry};
 use pleach_protocol::wire::{
-    Bytes, FRAME_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, frame,
+    Bytes, Cursor, FRAME_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -100,11 +100,13 @@ prop_compose! {
 prop_compose! {
     fn tree_hellos()(
         incarnation: [u8; 16],
-        cursor: Option<([u8; 16], u64)>,
+        start: u64,
+        cursor: Option<([u8; 16], u64, u64)>,
         head: u64,
         standing in prop_oneof![Just(Standing::Open), Just(Standing::Paused), Just(Standing::Failed)],
     ) -> TreeHello {
-        TreeHello { name: String::new(), incarnation, cursor, head, standing }
+        let cursor = cursor.map(|(incarnation, start, seq)| Cursor { incarnation, start, seq });
+        TreeHello { name: String::new(), incarnation, start, cursor, head, standing }
     }
 }
 

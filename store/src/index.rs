@@ -299,6 +299,17 @@ impl<K: Kv> Index<K> {
         self.get(&peer_key(peer))
     }
 
+    /// All of them.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn cursors(&self) -> Result<Vec<(NodeId, CursorRow)>> {
+        let (start, end) = ([Space::Cursor as u8], [Space::Cursor as u8 + 1]);
+        let rows = self.range(&start, &end, usize::MAX)?.into_iter();
+        let known = rows.filter_map(|(key, value)| Some((key_peer(&key)?, value)));
+        known.map(|(peer, value)| Ok((peer, rows::unseal(&value)?))).collect()
+    }
+
     /// Stores it with the next batch: the peer says again what is lost.
     pub fn put_cursor_later(&mut self, peer: NodeId, cursor: &CursorRow) {
         self.pending.put(peer_key(peer), rows::seal(cursor));
@@ -458,6 +469,10 @@ fn conflicts_of(row: &EntryRow) -> u64 {
     }
     let around = Surroundings { live_beneath: row.live_children > 0, ancestor: None };
     view::conflicts(&row.entry, &around).len() as u64
+}
+
+fn key_peer(key: &[u8]) -> Option<NodeId> {
+    Some(NodeId(key.get(1..)?.try_into().ok()?))
 }
 
 pub(crate) fn peer_key(peer: NodeId) -> Vec<u8> {

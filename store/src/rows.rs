@@ -265,10 +265,23 @@ pub struct ProblemRow {
 pub struct CursorRow {
     /// The incarnation of the peer's journal.
     pub incarnation: [u8; 16],
+    /// The start of the peer under which `merged` was told.
+    pub start: u64,
     /// The highest position of it that is merged here.
     pub merged: u64,
     /// The highest position of ours that the peer has merged.
     pub peer_merged: u64,
+    /// Our starts under which the peer may have been told what its cursor says, the newest last.
+    pub told: Vec<Told>,
+}
+
+/// A start of this node, and how far the journal reached at its end as far as this store knows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// Its bits.
+    pub start: u64,
+    /// The journal's head when the next start began; none while it is the newest.
+    pub end: Option<u64>,
 }
 
 /// What the direct children of a directory sum up to. Both sums are sums of 128-bit hashes, modulo 2^128.

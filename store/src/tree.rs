@@ -39,12 +39,13 @@ mod partial;
 mod perform;
 mod recover;
 mod scan;
+mod told;
 mod unseen;
 
 pub use apply::{Want, WantId};
 pub use decide::{Conflict, DecideError, Kept, Version};
 pub use delta::Cuts;
-pub use exchange::{INLINE_BYTES_MAX, Rows};
+pub use exchange::{INLINE_BYTES_MAX, Life, Rows};
 pub use observe::Observed;
 pub use scan::ScanStats;
 
@@ -145,7 +146,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     /// The journal's head before this start added to it.
     head_at_start: u64,
     /// How far each peer was told the journal since.
-    told: BTreeMap<NodeId, u64>,
+    told_since: BTreeMap<NodeId, u64>,
     problems: BTreeMap<TreePath, String>,
     /// What could not be read.
     unseen: BTreeMap<TreePath, unseen::Unseen>,
@@ -201,6 +202,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn open(vfs: V, kv: K, clock: Clock, options: TreeOptions) -> Result<Self, TreeError> {
         let mut index = Index::open(kv, &options.entropy)?;
         let head_at_start = index.meta().head;
+        // Before anything else of this start: it goes with the first batch.
+        told::close(&mut index)?;
         let expected = match &options.expected_root {
             Some(id) => Some(id.clone()),
             None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),
@@ -246,7 +249,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             linked: BTreeMap::new(),
             links_due: None,
             head_at_start,
-            told: BTreeMap::new(),
+            told_since: BTreeMap::new(),
             problems: BTreeMap::new(),
             unseen: BTreeMap::new(),
             mounts: BTreeSet::new(),

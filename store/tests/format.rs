@@ -12,7 +12,7 @@ use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
     self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, RowError, STORE_VERSION,
-    ShownRow, Space, StagedRow, Stamp, SumRow, VaultRow, seal, unseal,
+    ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal, unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -164,7 +164,9 @@ impl Parts {
     }
 
     fn cursor_row(&self) -> CursorRow {
-        CursorRow { incarnation: [3; 16], merged: self.number, peer_merged: 7 }
+        let told = |end| Told { start: self.number, end };
+        let told = vec![told(Some(8)), told(None)];
+        CursorRow { incarnation: [3; 16], start: 4, merged: self.number, peer_merged: 7, told }
     }
 
     fn sum_row(&self) -> SumRow {

@@ -34,12 +34,12 @@ fn tell(a: &mut ModelNode, b: &mut ModelNode) -> (usize, Vec<Want>) {
     from.scan().unwrap();
     from.commit().unwrap();
     let mut inline = 0;
-    let mut position = to.cursor(a.id).unwrap().map_or(0, |(_, merged)| merged);
+    let mut position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
     while position < from.head() {
         let incarnation = to.index().meta().incarnation;
         let (rows, names, upto) = from.read_rows(position, 48 * 1024, (b.id, incarnation)).unwrap();
         inline += rows.iter().filter_map(|row| row.content.as_ref()).map(Vec::len).sum::<usize>();
-        to.merge((a.id, from.index().meta().incarnation), rows, names, upto).unwrap();
+        to.merge((a.id, from.life()), rows, names, upto).unwrap();
         to.commit().unwrap();
         position = upto;
     }

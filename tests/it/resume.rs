@@ -37,9 +37,9 @@ fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
     from.scan().unwrap();
     from.commit().unwrap();
     let incarnation = to.index().meta().incarnation;
-    let position = to.cursor(a.id).unwrap().map_or(0, |(_, merged)| merged);
+    let position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
     let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation)).unwrap();
-    to.merge((a.id, from.index().meta().incarnation), rows, names, upto).unwrap();
+    to.merge((a.id, from.life()), rows, names, upto).unwrap();
     to.commit().unwrap();
     let wants = to.apply().unwrap();
     to.commit().unwrap();

@@ -132,3 +132,35 @@ fn actors_of_many_starts_leave_a_context_that_all_have_merged() {
     assert!(settle(&mut a, &mut b).unwrap());
     assert!(a.seen().is_empty() && b.seen().is_empty());
 }
+
+/// An ack is written with a later batch: a crash may take it, and a peer that has all says nothing more.
+#[test]
+fn an_ack_that_a_crash_took_is_known_from_where_the_peer_begins() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().remove("x").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let peer = b.id;
+    let cursor = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();
+    let tree = a.tree.as_mut().unwrap();
+    tree.greet(peer, (cursor.seq, cursor.start)).unwrap();
+    collect(&mut a, &[peer]);
+    assert!(!known(&a, "x"));
+}
+
+/// What a peer had merged before it was put back it has to merge again.
+#[test]
+fn a_tombstone_waits_for_a_peer_that_went_back() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let before = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();
+    a.disk.user().remove("x").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let peer = b.id;
+    acked(&mut a, peer);
+    a.tree.as_mut().unwrap().greet(peer, (before.seq, before.start)).unwrap();
+    collect(&mut a, &[peer]);
+    assert!(known(&a, "x"));
+}

@@ -2,8 +2,12 @@
 //! meanwhile. Each of these was found by the simulation.
 
 use pleach_protocol::path::TreePath;
-use pleach_store::vfs::model::{FaultRule, ModelDisk, OpKind};
+use pleach_store::kv::memory::KvImage;
+use pleach_store::vfs::model::{DiskImage, FaultRule, ModelDisk, OpKind};
 use pleach_tests::model::{ModelNode, settle};
+
+/// A disk and its store at one moment.
+type Image = (DiskImage, KvImage);
 
 fn path(path: &str) -> TreePath {
     TreePath::parse(path.as_bytes()).unwrap()
@@ -135,31 +139,126 @@ fn a_change_through_a_link_made_later_is_found_under_the_first_name() {
     assert_eq!((mode("y"), mode("k")), (Some(0o750), Some(0o750)));
 }
 
-/// A machine that is put back as a whole, disk and store of one moment, gives seqs anew that a peer has
-/// heard of: the peer's place in the journal is not the place that it thinks.
-#[test]
-fn a_machine_put_back_as_a_whole_is_told_by_what_its_peers_heard() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    a.disk.user().write("x", "1").unwrap();
-    assert!(settle(&mut a, &mut b).unwrap());
-    a.disk.sync();
-    let (disk, kv) = (a.disk.image(), a.kv.image());
-    a.disk.user().write("x", "2").unwrap();
-    assert!(settle(&mut a, &mut b).unwrap());
-    let (_, heard) = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();
-    assert!(!a.tree.as_ref().unwrap().is_beyond_what_was_told(b.id, heard), "it was told in this life");
-    a.tree = None;
-    a.disk.put_back(&disk);
-    a.kv.put_back(&kv);
-    a.start().unwrap();
-    for name in ["y", "z", "w"] {
+/// What B's cursor in A's journal says to A.
+fn place(a: &ModelNode, b: &ModelNode) -> (u64, u64) {
+    let cursor = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();
+    (cursor.seq, cursor.start)
+}
+
+fn is_of_another_life(a: &ModelNode, b: &ModelNode) -> bool {
+    a.tree.as_ref().unwrap().is_of_another_life(b.id, place(a, b)).unwrap()
+}
+
+/// One who writes and whom nobody hears.
+fn write_alone(a: &mut ModelNode, names: &[&str]) {
+    for name in names {
         a.disk.user().write(name, "3").unwrap();
     }
     let tree = a.tree.as_mut().unwrap();
     tree.scan().unwrap();
     tree.commit().unwrap();
-    assert!(tree.head() > heard, "the journal has grown beyond what was heard");
-    assert!(tree.is_beyond_what_was_told(b.id, heard));
+}
+
+/// Two that are equal, and A's disk and store of a moment before the last change that B heard.
+fn pair_with_image(stopped: bool) -> (ModelNode, ModelNode, Image) {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().write("x", "1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    if stopped {
+        a.tree = None;
+    }
+    a.disk.sync();
+    let image = (a.disk.image(), a.kv.image());
+    if stopped {
+        a.start().unwrap();
+    }
+    a.disk.user().write("x", "2").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert!(!is_of_another_life(&a, &b), "it was told in this life");
+    (a, b, image)
+}
+
+fn put_back(a: &mut ModelNode, (disk, kv): &Image) {
+    a.tree = None;
+    a.disk.put_back(disk);
+    a.kv.put_back(kv);
+    a.start().unwrap();
+}
+
+/// A machine that is put back as a whole, disk and store of one moment, gives seqs anew that a peer has
+/// heard of: the peer's place in the journal is not the place that it thinks.
+#[test]
+fn a_machine_put_back_as_a_whole_is_told_by_what_its_peers_heard() {
+    for stopped in [false, true] {
+        let (mut a, b, image) = pair_with_image(stopped);
+        put_back(&mut a, &image);
+        write_alone(&mut a, &["y", "z", "w"]);
+        assert!(a.tree.as_ref().unwrap().head() > place(&a, &b).0, "the journal has grown beyond what was heard");
+        assert!(is_of_another_life(&a, &b), "{stopped}");
+    }
+}
+
+/// It may have written beyond what the peer heard and been started again before the two meet.
+#[test]
+fn a_machine_put_back_is_told_although_it_was_started_again_since() {
+    for stopped in [false, true] {
+        let (mut a, b, image) = pair_with_image(stopped);
+        put_back(&mut a, &image);
+        write_alone(&mut a, &["y", "z", "w"]);
+        for name in ["v", "u"] {
+            a.start().unwrap();
+            write_alone(&mut a, &[name]);
+        }
+        assert!(is_of_another_life(&a, &b), "{stopped}");
+    }
+}
+
+/// A third node was greeted in a life between two that were undone; each is told by its own.
+#[test]
+fn a_machine_put_back_twice_is_told_by_each_peer() {
+    let (mut a, b, image) = pair_with_image(false);
+    put_back(&mut a, &image);
+    let mut c = ModelNode::new(3);
+    c.start().unwrap();
+    assert!(settle(&mut a, &mut c).unwrap());
+    put_back(&mut a, &image);
+    write_alone(&mut a, &["y", "z", "w"]);
+    assert!(is_of_another_life(&a, &b) && is_of_another_life(&a, &c));
+}
+
+/// Restarts, sessions that tell nothing and a machine put back to a moment that its peer heard no more of are
+/// one life: no full exchange.
+#[test]
+fn restarts_are_one_life() {
+    let (mut a, mut b, _) = pair_with_image(false);
+    for _ in 0..9 {
+        a.start().unwrap();
+        let place = place(&a, &b);
+        a.tree.as_mut().unwrap().greet(b.id, place).unwrap();
+        assert!(!is_of_another_life(&a, &b));
+    }
+    a.disk.sync();
+    let image = (a.disk.image(), a.kv.image());
+    write_alone(&mut a, &["y"]);
+    put_back(&mut a, &image);
+    write_alone(&mut a, &["z"]);
+    assert!(!is_of_another_life(&a, &b));
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert!(!is_of_another_life(&a, &b));
+}
+
+/// Recovery makes all durable that earlier lives minted: a crash of the machine that comes later undoes none of it.
+#[test]
+fn what_a_restart_made_durable_is_not_taken_for_undone_by_a_later_crash() {
+    let mut a = ModelNode::new(1);
+    a.start().unwrap();
+    a.disk.user().write("f", "1").unwrap();
+    write_alone(&mut a, &["x"]);
+    a.disk.user().remove("f").unwrap();
+    write_alone(&mut a, &["y"]);
+    a.start().unwrap();
+    let meta = a.tree.as_ref().unwrap().index().meta();
+    assert_eq!(meta.synced, meta.head);
 }

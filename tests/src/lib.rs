@@ -30,20 +30,18 @@ pub fn pull<V: Vfs, K: Kv>(
     to_id: NodeId,
     heard: &mut Heard,
 ) -> Result<bool, TreeError> {
-    let from_incarnation = from.index().meta().incarnation;
     let to_incarnation = to.index().meta().incarnation;
-    from.greet(to_id)?;
-    if heard.position == 0
-        && let Some((incarnation, merged)) = to.cursor(from_id)?
-        && incarnation == from_incarnation
-    {
-        heard.position = merged;
+    let known = to.cursor(from_id)?.filter(|c| c.incarnation == from.life().incarnation).unwrap_or_default();
+    if heard.position == 0 {
+        // A session begins; what it acks is known when it is told.
+        from.greet(to_id, (known.seq, known.start))?;
+        heard.position = known.seq;
     }
     let mut moved = false;
     while heard.position < from.head() {
         let (rows, names, upto) = from.read_rows(heard.position, 48 * 1024, (to_id, to_incarnation))?;
         moved |= !rows.is_empty();
-        to.merge((from_id, from_incarnation), rows, names, upto)?;
+        to.merge((from_id, from.life()), rows, names, upto)?;
         to.commit()?;
         heard.position = upto;
     }

@@ -153,7 +153,7 @@ impl Peer {
                 Ok(Ok(offer)) => offer,
                 _ => {
                     let standing = Standing::Failed;
-                    TreeOffer { name: name.clone(), incarnation: [0; 16], cursor: None, head: 0, standing }
+                    TreeOffer { name: name.clone(), incarnation: [0; 16], start: 0, cursor: None, head: 0, standing }
                 }
             });
         }

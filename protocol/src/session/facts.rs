@@ -9,7 +9,7 @@ use crate::version::{Actor, NodeId};
 use crate::wire::packed::EntryError;
 #[cfg(doc)]
 use crate::wire::{self, hello};
-use crate::wire::{HelloError, Incarnation, LinkRole as Link, Standing};
+use crate::wire::{Cursor, HelloError, Incarnation, LinkRole as Link, Standing};
 
 /// A point on a clock that only goes forward, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -46,8 +46,10 @@ pub struct TreeOffer {
     pub name: String,
     /// The incarnation of our journal.
     pub incarnation: Incarnation,
+    /// The bits of the start that tells of it.
+    pub start: u64,
     /// How far we are in the peer's journal.
-    pub cursor: Option<(Incarnation, u64)>,
+    pub cursor: Option<Cursor>,
     /// Our durable head.
     pub head: u64,
     /// Whether it is exchanged now.
@@ -222,11 +224,15 @@ pub enum Output {
         name: String,
         /// The peer's journal.
         incarnation: Incarnation,
+        /// The bits of the start that tells of it.
+        start: u64,
         /// How far that journal reaches.
         head: u64,
         /// Where we begin to send: 0 if the peer's cursor names another journal than ours, or a
         /// position that ours has not.
         peer_cursor: u64,
+        /// The start of ours under which the peer was told up to there.
+        told_under: u64,
         /// The peer knows more of our journal than there is: our store went back.
         went_back: bool,
     },

@@ -7,7 +7,7 @@ use crate::entry::{Content, Entry, Value};
 use crate::version::Actor;
 use crate::wire::packed;
 use crate::wire::{
-    ActorRow, BATCH_BYTES, Bytes, FRAME_BYTES_MAX, INLINE_BYTES_MAX, IndexRow, Message, TreeHello, is_name,
+    ActorRow, BATCH_BYTES, Bytes, Cursor, FRAME_BYTES_MAX, INLINE_BYTES_MAX, IndexRow, Message, TreeHello, is_name,
 };
 
 /// One tree of the session.
@@ -58,14 +58,14 @@ impl Stream {
 
     /// Whether the peer's cursor names our journal and a position that it has not reached.
     pub(super) fn is_beyond(&self, theirs: &TreeHello) -> bool {
-        theirs.cursor.is_some_and(|(of, position)| of == self.offer.incarnation && position > self.offer.head)
+        theirs.cursor.is_some_and(|c| c.incarnation == self.offer.incarnation && c.seq > self.offer.head)
     }
 
     /// Takes what both hellos say of the tree; both sides come to the same two positions.
     pub(super) fn open(&mut self, theirs: &TreeHello, number: u16) -> u64 {
         self.theirs = Some(number);
-        let valid = |cursor: Option<([u8; 16], u64)>, incarnation, head| match cursor {
-            Some((of, position)) if of == incarnation && position <= head => position,
+        let valid = |cursor: Option<Cursor>, incarnation, head| match cursor {
+            Some(cursor) if cursor.incarnation == incarnation && cursor.seq <= head => cursor.seq,
             _ => 0,
         };
         // The head of our hello, not a later one: the peer judges by that.

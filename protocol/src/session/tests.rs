@@ -10,7 +10,7 @@ use crate::path::TreePath;
 use crate::version::Actor;
 use crate::version::Dot;
 use crate::wire::packed::ActorRow;
-use crate::wire::{Bytes, CONTENT_BYTES_MAX, FRAME_BYTES_MAX, FrameReader, HelloError, Incarnation};
+use crate::wire::{Bytes, CONTENT_BYTES_MAX, Cursor, FRAME_BYTES_MAX, FrameReader, HelloError, Incarnation};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -29,7 +29,14 @@ fn row(node: u8, seq: u64, size: u64, fill: u8) -> Announcement {
 }
 
 fn offer(name: &str, node: u8, head: u64) -> TreeOffer {
-    TreeOffer { name: name.into(), incarnation: [node; 16], cursor: None, head, standing: Standing::Open }
+    TreeOffer {
+        name: name.into(),
+        incarnation: [node; 16],
+        start: u64::from(node),
+        cursor: None,
+        head,
+        standing: Standing::Open,
+    }
 }
 
 fn config(node: u8, trees: Vec<TreeOffer>) -> SessionConfig {
@@ -59,6 +66,7 @@ struct End {
 
 impl End {
     fn new(node: u8, rows: u64, cursor: Option<(Incarnation, u64)>) -> Self {
+        let cursor = cursor.map(|(incarnation, seq)| Cursor { incarnation, start: 5, seq });
         let offer = TreeOffer { cursor, ..offer("t", node, rows) };
         Self::with(node, rows, vec![offer])
     }
@@ -212,7 +220,9 @@ fn whole_indexes_go_both_ways() {
             name: format!("n{}", end + 1),
             incarnation: [u8::try_from(end).unwrap() + 1; 16],
             head: pair.ends[end].journal.len() as u64,
+            start: u64::try_from(end).unwrap() + 1,
             peer_cursor: 0,
+            told_under: 0,
             went_back: false
         }));
         let named = |o: &Output| matches!(o, Output::Merge { names, .. } if !names.is_empty());

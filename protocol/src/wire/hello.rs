@@ -59,12 +59,26 @@ pub struct TreeHello {
     pub name: String,
     /// The sender's journal.
     pub incarnation: Incarnation,
+    /// The bits of the start that tells of it now; a tree is begun more often than its agent.
+    pub start: u64,
     /// How far the sender is in the receiver's journal.
-    pub cursor: Option<(Incarnation, u64)>,
+    pub cursor: Option<Cursor>,
     /// How far the sender's journal reaches.
     pub head: u64,
     /// Whether the tree is exchanged now; the others of the session are, whatever this says.
     pub standing: Standing,
+}
+
+/// A place in somebody's journal, as it was told. The start under which it was told is part of it: one that the
+/// journal does not know for its own, or that never came so far there, is of a life that was undone since.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The journal.
+    pub incarnation: Incarnation,
+    /// The teller's start bits.
+    pub start: u64,
+    /// The position.
+    pub seq: u64,
 }
 
 /// Whether a node exchanges a tree.
@@ -153,7 +167,8 @@ mod tests {
             trees: vec![TreeHello {
                 name: "t".into(),
                 incarnation: [9; 16],
-                cursor: Some(([8; 16], 5)),
+                start: 10,
+                cursor: Some(Cursor { incarnation: [8; 16], start: 11, seq: 5 }),
                 head: 3,
                 standing: Standing::Open,
             }],
@@ -167,9 +182,9 @@ mod tests {
             &[6; 16],
             b"\x04\xfc\x00\x00\x10\x00\x01\x01t",
             &[9; 16],
-            &[1],
+            &[10, 1],
             &[8; 16],
-            &[5, 3, 0],
+            &[11, 5, 3, 0],
         ]
         .concat();
         assert_eq!(codec::encode(&hello()), want);

@@ -6,6 +6,7 @@ use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Announcement;
 use pleach_protocol::version::{Actor, NodeId};
+use pleach_protocol::wire::Cursor;
 
 use super::{Tree, TreeError};
 use crate::index;
@@ -18,6 +19,15 @@ const JOURNAL_ROWS: usize = 256;
 /// Content up to this length travels with its announcement.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
 
+/// A journal, and the start that tells of it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Life {
+    /// The journal's id.
+    pub incarnation: [u8; 16],
+    /// The start's bits.
+    pub start: u64,
+}
+
 /// A batch for a peer: rows, the names of their writers, and the position that it reaches.
 pub type Rows = (Vec<Announcement>, Vec<(Actor, String)>, u64);
 
@@ -26,18 +36,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ///
     /// # Errors
     /// The store's.
-    pub fn cursor(&self, peer: NodeId) -> Result<Option<([u8; 16], u64)>, TreeError> {
-        Ok(self.index.cursor(peer)?.map(|c| (c.incarnation, c.merged)))
-    }
-
-    /// A session with a peer begins: what it is known to have merged counts as heard.
-    ///
-    /// # Errors
-    /// The store's.
-    pub fn greet(&mut self, peer: NodeId) -> Result<(), TreeError> {
-        let merged = self.index.cursor(peer)?.map_or(0, |cursor| cursor.peer_merged);
-        self.heard = self.heard.max(merged);
-        Ok(())
+    pub fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, TreeError> {
+        let place = |c: CursorRow| Cursor { incarnation: c.incarnation, start: c.start, seq: c.merged };
+        // A row may hold nothing but what the peer was told.
+        Ok(self.index.cursor(peer)?.filter(|c| c.merged > 0).map(place))
     }
 
     /// Reads what a peer has not heard behind `after`, about `bytes_max` of it. Only what is durable.
@@ -47,15 +49,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn read_rows(&mut self, after: u64, bytes_max: usize, peer: (NodeId, [u8; 16])) -> Result<Rows, TreeError> {
         let head = self.index.durable_head();
         let read = self.read_rows_until(head, after, bytes_max, peer)?;
-        let told = self.told.entry(peer.0).or_default();
+        let told = self.told_since.entry(peer.0).or_default();
         *told = read.2.max(*told);
         Ok(read)
-    }
-
-    /// Whether a peer is further in the journal than it can be: it heard of seqs that this store had before
-    /// it, and the whole disk with it, was put back to an earlier state.
-    pub fn is_beyond_what_was_told(&self, peer: NodeId, peer_cursor: u64) -> bool {
-        peer_cursor > self.told.get(&peer).copied().unwrap_or(0).max(self.head_at_start)
     }
 
     fn read_rows_until(
@@ -107,7 +103,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The store's.
     pub fn merge(
         &mut self,
-        peer: (NodeId, [u8; 16]),
+        (peer, life): (NodeId, Life),
         rows: Vec<Announcement>,
         names: Vec<(Actor, String)>,
         upto: u64,
@@ -121,7 +117,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);
             if merged != row.entry {
-                let taught_by = (merged == entry).then_some(peer);
+                let taught_by = (merged == entry).then_some((peer, life.incarnation));
                 self.index.announce(&path, rows::EntryRow { entry: merged, ..row }, taught_by)?;
                 self.index.commit_if_large()?;
             }
@@ -129,8 +125,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.apply.offer(&path, content);
             }
         }
-        let cursor = self.index.cursor(peer.0)?.unwrap_or_default();
-        self.index.put_cursor(peer.0, &CursorRow { incarnation: peer.1, merged: upto, ..cursor });
+        let cursor = self.index.cursor(peer)?.unwrap_or_default();
+        let Life { incarnation, start } = life;
+        self.index.put_cursor(peer, &CursorRow { incarnation, start, merged: upto, ..cursor });
         Ok(())
     }
 

@@ -43,12 +43,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             .sync_handle(&place.root)
             .and_then(|handle| self.vfs.sync_all(&handle))
             .map_err(|source| TreeError::Disk { what: "making recovered changes durable", source })?;
+        let head = self.index.meta().head;
         self.index.flush()?;
         self.find_partials(&place)?;
         self.clear_staging(&place)?;
         if crashed {
             self.pair_what_was_not_durable(&place)?;
         }
+        // It was synced above with all the rest: a later crash undoes none of it.
+        self.index.meta_mut().synced = head;
         self.find_late_writers()?;
         let problems: Vec<(Vec<u8>, ProblemRow)> =
             self.index.others(&[Space::Problem as u8], &[Space::Problem as u8 + 1], usize::MAX)?;

@@ -190,7 +190,8 @@ fn stored() -> Vec<Vec<u8>> {
     };
     let problem = rows::ProblemRow { time, reason: "no room".into() };
     let meta = rows::MetaRow { head: 300, boot: vec![1; 16], root: vec![2; 16], ..rows::MetaRow::default() };
-    let cursor = rows::CursorRow { incarnation: [1; 16], merged: 300, peer_merged: 70_000 };
+    let cursor =
+        rows::CursorRow { incarnation: [1; 16], merged: 300, peer_merged: 70_000, ..rows::CursorRow::default() };
     vec![
         codec::encode(&row),
         codec::encode(&vec![intent]),

@@ -12,7 +12,7 @@ use pleach_protocol::session::{
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::{
-    ActorRow, Bytes, CONTENT_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello,
+    ActorRow, Bytes, CONTENT_BYTES_MAX, Cursor, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello,
     WIRE_VERSION, packed,
 };
 
@@ -58,7 +58,8 @@ fn offer(tree: u8) -> TreeOffer {
     TreeOffer {
         name: format!("t{tree}"),
         incarnation: [tree; 16],
-        cursor: (tree == 1).then_some(([1; 16], 3)),
+        start: 1,
+        cursor: (tree == 1).then_some(Cursor { incarnation: [1; 16], start: 1, seq: 3 }),
         head: u64::from(tree) * 20,
         standing: if tree == 2 { Standing::Paused } else { Standing::Open },
     }
@@ -69,7 +70,8 @@ pub(super) fn hello(role: LinkRole, batches: u16, window: u64) -> Hello {
     let trees = (0..TREES).map(|tree| TreeHello {
         name: format!("t{tree}"),
         incarnation: [tree; 16],
-        cursor: Some(([tree; 16], 7)),
+        start: 1,
+        cursor: Some(Cursor { incarnation: [tree; 16], start: 1, seq: 7 }),
         head: 1000,
         standing: Standing::Open,
     });

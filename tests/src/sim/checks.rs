@@ -49,6 +49,11 @@ impl Rest {
         self.newest.push(path.as_bytes().to_vec());
     }
 
+    /// No user's deed: what a disk that was put back holds is known to be old, or pairs with what others have.
+    pub(super) fn touch_unclaimed(&mut self, path: &[u8]) {
+        self.touched.insert((path.to_vec(), usize::MAX));
+    }
+
     /// What the user who was last at work touched.
     pub(super) fn newest(&self) -> Vec<Vec<u8>> {
         self.newest.clone()
@@ -68,6 +73,22 @@ impl Rest {
     /// A disk that was put back holds these again.
     pub(super) fn returned(&mut self, contents: &BTreeSet<Vec<u8>>) {
         self.gone.retain(|content| !contents.contains(content));
+    }
+
+    /// A store that was put back knows these again.
+    pub(super) fn returned_by_store(&mut self, known: &[(TreePath, BTreeSet<Hash>)]) {
+        let hashes: BTreeSet<Hash> = known.iter().flat_map(|(_, hashes)| hashes).copied().collect();
+        let is_known = |content: &Vec<u8>| hashes.contains(&Hash(*blake3::hash(content).as_bytes()));
+        self.gone.retain(|content| !is_known(content));
+        for (path, hashes) in known.iter().filter(|(_, hashes)| !hashes.is_empty()) {
+            let shown = self.shown.get(path.as_bytes());
+            let same = |seen: &Seen| {
+                seen.kind != Kind::File || hashes.contains(&Hash(*blake3::hash(&seen.content).as_bytes()))
+            };
+            if !shown.is_some_and(same) {
+                self.touch_unclaimed(path.as_bytes());
+            }
+        }
     }
 
     /// A user made something at a path: not a directory, for one that is made anew is the same.

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pleach_protocol::entry::{Entry, Hash, Value};
+use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{DiskImage, ModelUser, OpKind, Trouble, UserFile};
@@ -58,6 +60,8 @@ struct Snapshot {
     kv: KvImage,
     /// The mark that both had then.
     mark: (u64, u64),
+    /// What the store knew to be there.
+    known: Vec<(TreePath, BTreeSet<Hash>)>,
 }
 
 /// A node's trials so far.
@@ -180,7 +184,17 @@ impl World {
         let (false, Some(tree)) = (node.model.disk.crashed(), &node.model.tree) else { return };
         let mark = tree.index().meta().last;
         let (disk, kv) = (node.model.disk.image(), node.model.kv.image());
-        node.trials.snapshot = Some(Snapshot { disk, kv, mark });
+        let live = |entry: &Entry| {
+            let values = entry.content.values().filter_map(|sibling| sibling.content.value());
+            let hash = |value: &Value| match value {
+                Value::File { hash, .. } => *hash,
+                _ => Hash([0; 32]),
+            };
+            values.map(hash).collect::<BTreeSet<Hash>>()
+        };
+        let known =
+            node.entries().unwrap_or_default().iter().map(|(path, entry)| (path.clone(), live(entry))).collect();
+        node.trials.snapshot = Some(Snapshot { disk, kv, mark, known });
         self.say(format!("n{n}: snapshot"));
     }
 
@@ -223,6 +237,10 @@ impl World {
         } else {
             node.model.disk.sync();
             node.model.disk.put_back(&node.model.disk.image());
+        }
+        if what != 0 {
+            // What was deleted since, and forgotten by all, may return (DESIGN.md §3).
+            self.rest.returned_by_store(&snapshot.known);
         }
         self.nodes[n].owe_what_is_there();
         self.reopen(n)
@@ -347,6 +365,8 @@ impl Rest {
         let differing: Vec<_> = there.iter().filter(|(path, seen)| self.was_shown(path) != Some(*seen)).collect();
         for (path, _) in differing {
             self.touch(&String::from_utf8_lossy(path));
+            // Nobody's either: a wait does not promise what others superseded long since.
+            self.touch_unclaimed(path);
         }
     }
 }

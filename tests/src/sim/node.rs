@@ -309,7 +309,8 @@ impl SimNode {
             Event::Offer(peer, session) => {
                 let offer = TreeOffer {
                     name: TREE.to_owned(),
-                    incarnation: tree.index().meta().incarnation,
+                    incarnation: tree.life().incarnation,
+                    start: tree.life().start,
                     cursor: tree.cursor(peer).map_err(|error| chain(&error))?,
                     head: tree.head(),
                     standing: if self.paused { Standing::Paused } else { Standing::Open },
@@ -395,7 +396,8 @@ impl SimNode {
         for (number, peer) in late {
             self.awaited.remove(&number);
             let standing = Standing::Failed;
-            let offer = TreeOffer { name: TREE.to_owned(), incarnation: [0; 16], cursor: None, head: 0, standing };
+            let offer =
+                TreeOffer { name: TREE.to_owned(), incarnation: [0; 16], start: 0, cursor: None, head: 0, standing };
             self.begin_session(now, peer, number, offer);
         }
         let due = self.sessions.iter_mut().filter(|(_, session)| session.next_timeout().0 <= now);
