@@ -56,7 +56,7 @@ fn planted(log: &[String]) -> Option<String> {
 #[test]
 fn a_failing_run_is_made_small_and_replays() {
     let mut shrunk = 0;
-    for seed in 1..20 {
+    for seed in 1..40 {
         let plan = Plan { seed, check: Some(planted), ..Plan::default() };
         let Err(failure) = World::run(plan.clone()) else { continue };
         let before = failure.steps.len();
