@@ -418,6 +418,11 @@ impl World {
         self.rest.begin(n);
         let (disks, step) = (self.faults.disks, self.step);
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, disks, step);
+        for path in self.rest.newest() {
+            for (_, other) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
+                self.rest.touch_others_links(&other.model.disk.user(), &String::from_utf8_lossy(&path));
+            }
+        }
         self.release_touched(n);
         if let Some(what) = what {
             self.say(format!("n{n} user: {what}"));

@@ -28,6 +28,8 @@ pub(super) struct Rest {
     /// Contents that were shown at a rest, and those of them that everybody knows to be gone.
     known: BTreeSet<Vec<u8>>,
     gone: BTreeSet<Vec<u8>>,
+    /// Nodes that came back empty since.
+    emptied: BTreeSet<usize>,
 }
 
 /// Whether one of two paths is the other or lies beneath it.
@@ -145,6 +147,17 @@ impl Rest {
         self.touched.iter().any(|(t, by)| *by == n && related(t, path))
     }
 
+    /// A node came back empty.
+    pub(super) fn emptied(&mut self, n: usize) {
+        self.emptied.insert(n);
+    }
+
+    /// Whether users of a node put something where others had something that the node did not know of: one of
+    /// the two loses, and what lost a conflict counts as applied.
+    pub(super) fn is_put_unknowing(&self, path: &[u8], n: usize) -> bool {
+        self.emptied.contains(&n) && self.is_touched_by(path, n) && self.shown.keys().any(|shown| related(shown, path))
+    }
+
     /// Whether users of other nodes did something to a path since the last rest.
     pub(super) fn is_touched_by_others(&self, path: &[u8], n: usize) -> bool {
         path.ends_with(b".replacement~") || self.touched.iter().any(|(t, by)| *by != n && related(t, path))
@@ -190,6 +203,7 @@ impl World {
         }
         self.rest.shown.clone_from(&shown[0]);
         self.rest.touched.clear();
+        self.rest.emptied.clear();
         Ok(())
     }
 

@@ -74,6 +74,7 @@ impl World {
     fn wipe(&mut self, n: usize) -> Result<(), String> {
         self.life.wipes = false;
         self.outcome.wiped = true;
+        self.rest.emptied(n);
         self.say(format!("n{n} is wiped"));
         let told = self.random.once_in(2);
         self.drop_lines(n, told);
@@ -175,6 +176,7 @@ impl World {
             let own = paths
                 .into_iter()
                 .filter(|path| !self.rest.is_touched_by_others(path, n) && !self.rest.is_planned(path));
+            let own = own.filter(|path| !self.rest.is_put_unknowing(path, n));
             let own = own.filter(|path| seen.contains_key(path) || removed(path));
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();
             let near = self.lines.iter().filter(|l| l.enabled && l.ends.contains(&n)).flat_map(|l| l.ends);

@@ -237,6 +237,11 @@ impl Rest {
     /// A change of one name is a change of all names of the inode.
     fn touch_links(&mut self, user: &ModelUser, path: &str) {
         self.touch(path);
+        self.touch_others_links(user, path);
+    }
+
+    /// The same on a node that shows the change later: applied to one name, its times and mode are on all.
+    pub(super) fn touch_others_links(&mut self, user: &ModelUser, path: &str) {
         let Ok(known) = user.stat(path) else { return };
         if known.links < 2 || known.kind != Kind::File {
             return;
