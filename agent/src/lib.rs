@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod exchange;
 pub mod failure;
+pub mod import;
 pub mod keys;
 pub mod machine;
 pub mod owner;

@@ -12,6 +12,7 @@ use pleach_agent::cli::{self, Init};
 use pleach_agent::commands::{self, Status};
 use pleach_agent::control::{Keep, Request};
 use pleach_agent::failure::Failure;
+use pleach_agent::import::{self, Kind};
 use pleach_agent::{agent, sync};
 
 /// Keeps directory trees in step, both ways, as they change.
@@ -54,6 +55,14 @@ enum Command {
         /// Replaces it; the old one is kept beside it.
         #[arg(long)]
         new: bool,
+    },
+    /// Prints the pleach config that does the job of another program's.
+    Import {
+        /// Whose config it is.
+        #[arg(value_name = "PROGRAM", value_parser = PossibleValuesParser::new(Kind::NAMES))]
+        kind: String,
+        /// confxml.xml, lsyncd.conf.lua or rsyncd.conf.
+        file: PathBuf,
     },
     /// Runs the node in the foreground.
     Agent,
@@ -179,8 +188,7 @@ struct Target {
 }
 
 /// The contract's commands that are not built yet: refused by name.
-const LATER: [&str; 10] =
-    ["watch", "reject", "push", "forget", "import", "doctor", "bridge", "completions", "man", "join"];
+const LATER: [&str; 9] = ["watch", "reject", "push", "forget", "doctor", "bridge", "completions", "man", "join"];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -208,6 +216,11 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Sync { dir_a, dir_b, once } => sync::run(&dir_a, &dir_b, once),
         Command::Init { name, trees, listen } => cli::init(&Init { file: args.config, name, trees, listen }),
         Command::Key { new } => cli::key(file, new),
+        Command::Import { kind, file } => {
+            let kind =
+                Kind::named(&kind).ok_or_else(|| Failure::usage("import", format!("unknown program '{kind}'")))?;
+            import::run(kind, &file)
+        }
         Command::Agent => agent::run(file),
         Command::Status { json, watch, check } => commands::status(file, Status { json, watch, check }),
         Command::Other(words) => {

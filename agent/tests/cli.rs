@@ -1,4 +1,4 @@
-//! `pleach init` and `pleach key` as users run them.
+//! `pleach init`, `key` and `import` as users run them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -73,4 +73,22 @@ fn what_is_not_built_is_refused_by_name() {
     let output = pleach(dir.path(), &["key"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("make one with: pleach init"), "{}", said(&output));
+}
+
+#[test]
+fn import_prints_a_config_and_says_what_has_no_counterpart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rsyncd.conf");
+    std::fs::write(&file, "uid = root\n[web1]\npath = /web1/wwwroot/\nread only = no\n").unwrap();
+    let import = |file: &Path| pleach(dir.path(), &["import", "rsyncd", file.to_str().unwrap()]);
+    let output = import(&file);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("path = \"/web1/wwwroot\""));
+    assert!(said(&output).contains("pleach: import: /web1/wwwroot: uid = root: "), "{}", said(&output));
+    std::fs::write(&file, "[web1]\npath = /web1\nfilter = merge /x\n").unwrap();
+    let output = import(&file);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("nothing of it could be converted"), "{}", said(&output));
+    assert_eq!(import(&dir.path().join("none")).status.code(), Some(1));
+    assert_eq!(pleach(dir.path(), &["import", "cvsup", "x"]).status.code(), Some(2));
 }
