@@ -4,6 +4,7 @@ mod find;
 mod rows;
 mod show;
 mod status;
+mod watch;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use find::log_level;
+pub use watch::{Watch, watch};
 
 use crate::config;
 use crate::control::{Answer, Client, ClientError, RawPath, Request};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use clap::{Parser, Subcommand};
 use pleach_agent::cli::{self, Init};
-use pleach_agent::commands::{self, Status};
+use pleach_agent::commands::{self, Status, Watch};
 use pleach_agent::control::{Keep, Request};
 use pleach_agent::failure::Failure;
 use pleach_agent::import::{self, Kind};
@@ -64,6 +64,8 @@ enum Command {
         /// confxml.xml, lsyncd.conf.lua or rsyncd.conf.
         file: PathBuf,
     },
+    /// Shows every inotify event beneath directories, by name, or counts them.
+    Watch(Watch),
     /// Runs the node in the foreground.
     Agent,
     /// Shows each tree and each peer at a glance.
@@ -221,6 +223,7 @@ fn run(args: Args) -> Result<(), Failure> {
                 Kind::named(&kind).ok_or_else(|| Failure::usage("import", format!("unknown program '{kind}'")))?;
             import::run(kind, &file)
         }
+        Command::Watch(args) => commands::watch(&args),
         Command::Agent => agent::run(file),
         Command::Status { json, watch, check } => commands::status(file, Status { json, watch, check }),
         Command::Other(words) => {

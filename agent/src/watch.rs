@@ -16,6 +16,7 @@ use pleach_protocol::path::TreePath;
 
 mod dirty;
 mod engine;
+pub mod events;
 pub mod inotify;
 pub mod kernel;
 mod map;

@@ -94,6 +94,11 @@ impl<W> WatchMap<W> {
         TreePath::parse(&names.iter().map(AsRef::as_ref).collect::<Vec<&[u8]>>().join(&b'/')).ok()
     }
 
+    /// Every directory that has a path.
+    pub(super) fn paths(&self) -> Vec<(Wd, TreePath)> {
+        self.nodes.keys().filter_map(|wd| Some((*wd, self.path(*wd)?))).collect()
+    }
+
     /// Makes `watch` the root's.
     pub(super) fn put_root(&mut self, wd: Wd, watch: W) -> Wd {
         self.nodes.insert(wd, Node { watch, place: None, children: BTreeMap::new() });
