@@ -3,6 +3,7 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_store::tree::Want;
+use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::OpKind;
 use pleach_tests::model::{ModelNode, settle};
 
@@ -28,8 +29,8 @@ fn paths_in_vault(node: &ModelNode) -> usize {
     node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/vault/")).count()
 }
 
-/// A scans, B hears of it and applies what it can; what came inline, and what B asks for.
-fn tell(a: &mut ModelNode, b: &mut ModelNode) -> (usize, Vec<Want>) {
+/// A scans, and B hears of it; how much content came inline.
+fn hear(a: &mut ModelNode, b: &mut ModelNode) -> usize {
     let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
     from.scan().unwrap();
     from.commit().unwrap();
@@ -43,6 +44,13 @@ fn tell(a: &mut ModelNode, b: &mut ModelNode) -> (usize, Vec<Want>) {
         to.commit().unwrap();
         position = upto;
     }
+    inline
+}
+
+/// The same, and B applies what it can; what came inline, and what B asks for.
+fn tell(a: &mut ModelNode, b: &mut ModelNode) -> (usize, Vec<Want>) {
+    let inline = hear(a, b);
+    let to = b.tree.as_mut().unwrap();
     let mut wants = to.apply().unwrap();
     // Many removals wait until nothing new was announced.
     wants.extend(to.apply().unwrap());
@@ -188,4 +196,27 @@ fn one_of_two_equal_files_moves_and_the_other_stays() {
     assert_eq!(tell(&mut a, &mut b), (0, vec![]));
     rest(&mut a, &mut b);
     assert_eq!(paths_in_vault(&b), 1);
+}
+
+/// Found by seeds 8341, 9077, 10373 and 14125: the file was put in place with the link's time, and taken for a user's
+/// change that undid the link everywhere.
+#[test]
+fn a_content_that_came_for_an_older_view_is_not_put_in_place_of_a_link() {
+    let (mut a, mut b) = pair();
+    rest(&mut a, &mut b);
+    let large = vec![b'l'; 50_000];
+    a.disk.user().write("x", &large).unwrap();
+    hear(&mut a, &mut b);
+    let tree = b.tree.as_mut().unwrap();
+    let wants = [tree.apply().unwrap(), tree.apply().unwrap()].concat();
+    assert_eq!(wants.len(), 1);
+    a.disk.user().remove("x").unwrap();
+    a.disk.user().symlink("elsewhere", "x").unwrap();
+    hear(&mut a, &mut b);
+    let tree = b.tree.as_mut().unwrap();
+    tree.receive(wants[0].id, 0, &large, true).unwrap();
+    tree.apply().unwrap();
+    assert_eq!(a.seen(), b.seen());
+    rest(&mut a, &mut b);
+    assert!(b.disk.user().stat("x").unwrap().kind == Kind::Symlink);
 }

@@ -407,11 +407,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 Plan::Fail(reason) => self.fail(&path, reason),
                 Plan::Do(kind) => {
-                    let staged = match self.apply.window.remove(&path).map(|w| (w.seq, w.progress)) {
-                        Some((_, Progress::Staged(staged))) => Some(*staged),
+                    let view = self.index.view(&path, &row)?;
+                    let wanted = view.as_ref().and_then(|view| content_of(&view.value).1);
+                    // A content that came for an older view is not put where the view is something else by now.
+                    let staged = match self.apply.window.remove(&path).map(|w| w.progress) {
+                        Some(Progress::Staged(staged)) if Some(staged.hash) == wanted => Some(*staged),
                         _ => None,
                     };
-                    let view = self.index.view(&path, &row)?;
                     ops.push(Op { path, kind, row, view, staged });
                 }
             }
