@@ -55,7 +55,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return self.pair_anew();
         }
         match compare(file, last, next) {
-            Agreement::Same => Ok(()),
+            Agreement::Same => self.settle_mark(file),
             Agreement::StoreWentBack => {
                 tracing::warn!(
                     "the store is older than the root says: it pairs; what was deleted meanwhile may return"
@@ -65,6 +65,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Agreement::DiskWentBack => Err(RootError::WentBack.into()),
         }
+    }
+
+    /// A mark may have reached the disk although writing it failed: then it is the one that both know. Another
+    /// attempt would overwrite the store's memory of it, and the disk would seem to be of a life that it never saw.
+    fn settle_mark(&mut self, file: Option<Mark>) -> Result<(), TreeError> {
+        let meta = self.index.meta();
+        if meta.next_last == meta.last || file != Some(meta.next_last) {
+            return Ok(());
+        }
+        let durable = root::private(&self.vfs).and_then(|private| self.vfs.sync_dir(&private));
+        durable.map_err(|source| TreeError::Disk { what: "making .pleach/last durable", source })?;
+        let meta = self.index.meta_mut();
+        meta.last = meta.next_last;
+        Ok(())
     }
 
     /// Forgets what the disk showed: entries stay, the next scan pairs.
@@ -113,6 +127,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         // Never into a directory that took the root's place.
         self.check_root()?;
+        if self.index.meta().next_last != self.index.meta().last {
+            let file = self.read_last().map_err(|source| TreeError::Disk { what: "reading .pleach/last", source })?;
+            self.settle_mark(file)?;
+        }
         // Whichever of the two writes a crash lets through, one of the store's two marks is the file's.
         self.index.meta_mut().next_last = mark;
         self.index.flush()?;
