@@ -3,8 +3,9 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
-use pleach_store::vfs::model::{DiskImage, FaultRule, ModelDisk, OpKind};
+use pleach_store::vfs::model::{CrashKind, Data, DiskImage, FaultRule, Keep, ModelDisk, OpKind};
 use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::{Heard, pull};
 
 /// A disk and its store at one moment.
 type Image = (DiskImage, KvImage);
@@ -261,4 +262,78 @@ fn what_a_restart_made_durable_is_not_taken_for_undone_by_a_later_crash() {
     a.start().unwrap();
     let meta = a.tree.as_ref().unwrap().index().meta();
     assert_eq!(meta.synced, meta.head);
+}
+
+/// Found by seed 8309: a mark that reached the disk although writing it failed was forgotten at the next attempt,
+/// which failed, too; the start after that took the store for one that went back, paired, and what users had
+/// removed or renamed meanwhile was asked for for ever.
+#[test]
+fn a_mark_that_could_not_be_written_twice_is_no_store_that_went_back() {
+    let mut a = ModelNode::new(1);
+    a.start().unwrap();
+    write_alone(&mut a, &["f"]);
+    fail(&a.disk, OpKind::RemoveFile, Some("last.new"), libc::EIO);
+    a.tree.as_mut().unwrap().mark_last().unwrap_err();
+    a.tree = None;
+    a.disk.user().rename("f", "g").unwrap();
+    fail(&a.disk, OpKind::LinkTemp, Some("last.new"), libc::EIO);
+    a.start().unwrap_err();
+    a.start().unwrap();
+    let tree = a.tree.as_mut().unwrap();
+    assert!(tree.index().meta().paired, "it is the same life");
+    tree.scan().unwrap();
+    let entry = tree.entry(&path("f")).unwrap().unwrap();
+    assert!(entry.content.values().all(|sibling| sibling.content.value().is_none()), "it was renamed: {entry:?}");
+}
+
+/// The same of a mark whose directory could not be made durable: the power fails, and the disk may have the older one.
+#[test]
+fn a_mark_that_was_not_durable_is_made_so_before_it_counts() {
+    for keep in 0..200 {
+        let mut a = ModelNode::new(1);
+        a.start().unwrap();
+        write_alone(&mut a, &["f"]);
+        fail(&a.disk, OpKind::SyncDir, None, libc::EIO);
+        a.tree.as_mut().unwrap().mark_last().unwrap_err();
+        write_alone(&mut a, &["g"]);
+        // It crashes within the next one.
+        a.disk.crash_at(1 + keep % 12);
+        let marked = a.tree.as_mut().unwrap().mark_last();
+        a.tree = None;
+        a.disk.crash();
+        a.disk.restart(CrashKind::Machine { log: Keep::Prefix(keep * 0x9e37_79b9), data: Data::Lost });
+        a.kv.crash(0);
+        a.start().unwrap_or_else(|error| panic!("{keep}: {error} after {marked:?}"));
+    }
+}
+
+/// A heard from B of a change to a file that A had made and nobody had synced. The machine crashed and took
+/// its content: that is no edit, although the row's last change came from B.
+#[test]
+fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.sync();
+    write_alone(&mut a, &["x"]);
+    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+    pull(from, a.id, to, b.id, &mut Heard::default()).unwrap();
+    b.disk.user().chmod("x", 0o600).unwrap();
+    to.scan().unwrap();
+    to.commit().unwrap();
+    let (rows, names, upto) = to.read_rows(0, 48 * 1024, (a.id, from.index().meta().incarnation)).unwrap();
+    assert!(!rows.is_empty());
+    from.merge((b.id, to.life()), rows, names, upto).unwrap();
+    from.commit().unwrap();
+    a.tree = None;
+    a.disk.crash();
+    a.disk.restart(CrashKind::Machine { log: Keep::Prefix(0), data: Data::Lost });
+    a.kv.crash(0);
+    assert!(a.disk.user().read("x").is_ok_and(|left| left.is_empty()), "the crash took what was in it");
+    a.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for node in [&a, &b] {
+        assert_eq!(node.disk.user().read("x").unwrap(), b"3");
+    }
 }

@@ -527,6 +527,13 @@ impl World {
         let lost_store = self.faults.lost_stores && self.random.once_in(4);
         self.say(format!("n{n} is down ({kind:?}), {keep} batches kept, store lost {lost_store}"));
         self.nodes[n].come_back(kind, keep, lost_store);
+        let there = self.nodes[n].model.seen();
+        if power {
+            self.rest.machine_crashed(n, &there);
+        }
+        if lost_store {
+            self.rest.store_lost(&there);
+        }
         if power && self.faults.disks.hooks {
             // What a user wrote between two calls nobody has synced yet: it may be torn.
             self.rest.wrote_all(&self.nodes[n].model.disk.user());

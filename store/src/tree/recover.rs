@@ -3,10 +3,11 @@
 //! After a kill -9 what differs is somebody's edit. After a crash of the machine a file may carry
 //! our time and not our content: it is torn, vaulted and fetched again, never announced (LINUX.md §1).
 
-use pleach_protocol::entry::Value;
+use pleach_protocol::entry::{Entry, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
+use pleach_protocol::version::NodeId;
 use pleach_protocol::view;
 
 use super::displace::id_name;
@@ -335,7 +336,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             after = *last;
             for (_, path) in rows {
                 let mut row = self.index.row(&path)?;
-                if row.taught_by.is_some() || row.shown.is_none() {
+                // What is shown of others' changes was durable before it was shown.
+                if row.shown.is_none() || !is_written_by(&row.entry, self.options.node) {
                     continue;
                 }
                 let care = Care { rehash: true, take_open: true, owners: self.owners, ..Care::default() };
@@ -366,6 +368,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.index.commit_if_large()?;
         }
     }
+}
+
+/// Whether something that counts of an entry was minted by a node.
+fn is_written_by(entry: &Entry, node: NodeId) -> bool {
+    let dots = entry.content.keys().chain(entry.times.keys()).chain(entry.access.keys());
+    dots.into_iter().any(|dot| dot.actor.node == node)
 }
 
 /// When an inode changed; directories keep no change time.

@@ -30,6 +30,12 @@ pub(super) struct Rest {
     gone: BTreeSet<Vec<u8>>,
     /// Nodes that came back empty since.
     emptied: BTreeSet<usize>,
+    /// Nodes whose disks were lost or put back since.
+    lost: BTreeSet<usize>,
+    /// What users of a node had removed when its machine crashed.
+    undone: BTreeSet<(Vec<u8>, usize)>,
+    /// Where a store that was lost since will find directories.
+    found_dirs: BTreeSet<Vec<u8>>,
 }
 
 /// Whether one of two paths is the other or lies beneath it.
@@ -47,6 +53,7 @@ impl Rest {
 
     /// A user did something to a path.
     pub(super) fn touch(&mut self, path: &str) {
+        self.undone.remove(&(path.as_bytes().to_vec(), self.user));
         self.touched.insert((path.as_bytes().to_vec(), self.user));
         self.newest.push(path.as_bytes().to_vec());
     }
@@ -120,10 +127,37 @@ impl Rest {
         self.put.retain(|put| !related(put, path.as_bytes()));
     }
 
-    /// A disk is lost: what not everybody showed may be gone with it.
-    pub(super) fn forget_unshared(&mut self, n: usize) {
-        let Self { put, shown, touched, .. } = self;
-        put.retain(|path| shown.contains_key(path) && !touched.contains(&(path.clone(), n)));
+    /// A disk is lost: what its users put there may be gone with it, and what all showed is where no disk was
+    /// lost since.
+    pub(super) fn forget_unshared(&mut self, n: usize, nodes: usize) {
+        self.lost.insert(n);
+        let Self { put, shown, touched, lost, .. } = self;
+        let kept = lost.len() < nodes;
+        put.retain(|path| (kept || !shown.contains_key(path)) && !touched.contains(&(path.clone(), n)));
+    }
+
+    /// A machine crashed: what was minted there behind the last sync and is absent now is no deletion of a user's
+    /// (DESIGN.md §7, 2), and nobody can tell it from what a user took away and nobody had looked at.
+    pub(super) fn machine_crashed(&mut self, n: usize, there: &BTreeMap<Vec<u8>, Seen>) {
+        let absent = self.touched.iter().filter(|(path, by)| *by == n && !there.contains_key(path));
+        self.undone.extend(absent.cloned());
+    }
+
+    /// Whether what a disk lacks may be what a crash of its machine took.
+    pub(super) fn is_undone(&self, path: &[u8], n: usize) -> bool {
+        self.undone.iter().any(|(undone, by)| *by == n && related(undone, path))
+    }
+
+    /// A store is lost: a directory that it finds on its disk pairs, and a directory hides what took its place
+    /// meanwhile (DESIGN.md §2: "a directory, if any sibling is one").
+    pub(super) fn store_lost(&mut self, there: &BTreeMap<Vec<u8>, Seen>) {
+        let dirs = there.iter().filter(|(_, seen)| seen.kind == Kind::Dir);
+        self.found_dirs.extend(dirs.map(|(path, _)| path.clone()));
+    }
+
+    /// Whether a lost store may bring a directory where something else was put meanwhile.
+    pub(super) fn is_found_dir(&self, path: &[u8]) -> bool {
+        self.found_dirs.contains(path)
     }
 
     /// The paths that all showed at the last rest.
@@ -196,7 +230,9 @@ impl World {
         self.note_gone(&shown[0])?;
         for path in self.rest.shown.keys().chain(shown[0].keys()) {
             let (before, after) = (self.rest.shown.get(path), shown[0].get(path));
-            if before != after && !self.rest.is_touched(path) {
+            // What all showed is where a disk is left that showed it.
+            let lost = after.is_none() && self.rest.lost.len() == self.nodes.len();
+            if before != after && !lost && !self.rest.is_touched(path) {
                 let path = String::from_utf8_lossy(path);
                 return Err(format!("'{path}' changed, and no user touched it: {before:?} -> {after:?}"));
             }
@@ -204,6 +240,9 @@ impl World {
         self.rest.shown.clone_from(&shown[0]);
         self.rest.touched.clear();
         self.rest.emptied.clear();
+        self.rest.lost.clear();
+        self.rest.undone.clear();
+        self.rest.found_dirs.clear();
         Ok(())
     }
 

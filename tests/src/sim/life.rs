@@ -85,7 +85,7 @@ impl World {
 
     /// What only a node's disk had may be gone.
     pub(super) fn lose_disk(&mut self, n: usize) {
-        self.rest.forget_unshared(n);
+        self.rest.forget_unshared(n, self.nodes.len());
         for promise in &mut self.promises {
             promise.holders.remove(&n);
         }
@@ -172,7 +172,9 @@ impl World {
         let outcome = begun.map(|wait| {
             let paths: BTreeSet<Vec<u8>> = self.rest.paths().chain(seen.keys()).cloned().collect();
             // What a disk lacks that was lost or is new is no deletion of a user's.
-            let removed = |path: &Vec<u8>| !self.outcome.wiped && self.rest.is_touched_by(path, n);
+            let removed = |path: &Vec<u8>| {
+                !self.outcome.wiped && self.rest.is_touched_by(path, n) && !self.rest.is_undone(path, n)
+            };
             let own = paths
                 .into_iter()
                 .filter(|path| !self.rest.is_touched_by_others(path, n) && !self.rest.is_planned(path));
@@ -226,7 +228,9 @@ impl World {
             for (path, fact) in &promise.facts {
                 for (n, seen) in shown.iter().enumerate() {
                     let there = seen.get(path).map(|s| (s.kind, s.content.clone()));
-                    if there != *fact {
+                    let is_dir = |fact: &Fact| fact.as_ref().is_some_and(|(kind, _)| *kind == Kind::Dir);
+                    let hidden = fact.is_some() && !is_dir(fact) && is_dir(&there) && self.rest.is_found_dir(path);
+                    if there != *fact && !hidden {
                         let (path, node, wait) = (String::from_utf8_lossy(path), promise.node, promise.wait);
                         return Err(format!(
                             "n{node} was told in wait {wait} that '{path}' is {fact:?}; n{n}: {there:?}"
