@@ -313,7 +313,7 @@ fn peer_setups(config: &Config) -> Vec<PeerSetup> {
 }
 
 /// `pleach://host[:port]` as `host:port`.
-fn host_port(address: &str) -> String {
+pub(crate) fn host_port(address: &str) -> String {
     let rest = address.strip_prefix("pleach://").unwrap_or(address);
     let has_port = match rest.strip_prefix('[') {
         Some(v6) => v6.split_once(']').is_some_and(|(_, port)| !port.is_empty()),

@@ -23,7 +23,10 @@ pub struct Init {
 }
 
 /// Writes to standard output; a reader that is gone is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+///
+/// # Errors
+/// What else keeps it from being written.
+pub fn print(text: &str) -> Result<(), Failure> {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::done("writing to standard output", error.to_string()))

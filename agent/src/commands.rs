@@ -71,6 +71,26 @@ pub fn status(file: Option<&Path>, args: Status) -> Result<(), Failure> {
     }
 }
 
+/// The status of the agent of a state directory.
+///
+/// # Errors
+/// No agent answers.
+pub(crate) fn agent_status(state: &Path) -> Result<Value, Failure> {
+    let mut seen = Value::Null;
+    ask(None, state, &Request::Status, &mut |event| {
+        if let Event::Row(row) = event {
+            seen = row;
+        }
+        Ok(())
+    })?;
+    Ok(seen)
+}
+
+/// Text of any origin as one line.
+pub(crate) fn one_line(text: &str) -> String {
+    show::escaped(text.as_bytes())
+}
+
 /// Passes a request to the agent and prints its rows: as JSON, or as text for people.
 ///
 /// # Errors

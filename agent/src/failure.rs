@@ -23,6 +23,12 @@ impl Failure {
         Self { code: 2, ..Self::done(what, why) }
     }
 
+    /// Why it could not be done.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
     /// Adds a line that says what to do.
     #[must_use]
     pub fn help(mut self, line: impl Into<String>) -> Self {

@@ -2,18 +2,19 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use pleach_agent::cli::{self, Init};
 use pleach_agent::commands::{self, Status, Watch};
 use pleach_agent::control::{Keep, Request};
 use pleach_agent::failure::Failure;
 use pleach_agent::import::{self, Kind};
-use pleach_agent::{agent, sync};
+use pleach_agent::{agent, doctor, sync};
 
 /// Keeps directory trees in step, both ways, as they change.
 #[derive(Debug, Parser)]
@@ -66,6 +67,22 @@ enum Command {
     },
     /// Shows every inotify event beneath directories, by name, or counts them.
     Watch(Watch),
+    /// Checks limits, permissions, keys, peers and the clock, and says how to mend what is wrong.
+    Doctor {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints a shell's completions.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Writes the man pages, one a command.
+    Man {
+        /// The directory that they go into; it is made where there is none.
+        dir: PathBuf,
+    },
     /// Runs the node in the foreground.
     Agent,
     /// Shows each tree and each peer at a glance.
@@ -190,7 +207,7 @@ struct Target {
 }
 
 /// The contract's commands that are not built yet: refused by name.
-const LATER: [&str; 9] = ["watch", "reject", "push", "forget", "doctor", "bridge", "completions", "man", "join"];
+const LATER: [&str; 5] = ["reject", "push", "forget", "bridge", "join"];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -224,6 +241,13 @@ fn run(args: Args) -> Result<(), Failure> {
             import::run(kind, &file)
         }
         Command::Watch(args) => commands::watch(&args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "pleach", &mut text);
+            cli::print(&String::from_utf8_lossy(&text))
+        }
+        Command::Doctor { json } => doctor::run(file, json),
+        Command::Man { dir } => man(&dir),
         Command::Agent => agent::run(file),
         Command::Status { json, watch, check } => commands::status(file, Status { json, watch, check }),
         Command::Other(words) => {
@@ -276,6 +300,13 @@ impl Ask {
             Self::Approve(Target { tree, peer }) => Request::Approve { tree, peer },
         })
     }
+}
+
+/// Writes the man pages.
+fn man(dir: &Path) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::done(format!("man: {}", dir.display()), error.to_string());
+    std::fs::create_dir_all(dir).map_err(failed)?;
+    clap_mangen::generate_to(Args::command(), dir).map_err(failed)
 }
 
 /// One of the two words that the parser lets through.

@@ -68,8 +68,8 @@ fn init_never_overwrites_a_config() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_pleach")).arg("doctor").output().unwrap();
-    assert_eq!((output.status.code(), said(&output).as_str()), (Some(2), "pleach: doctor: not in this version\n"));
+    let output = Command::new(env!("CARGO_BIN_EXE_pleach")).arg("bridge").output().unwrap();
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(2), "pleach: bridge: not in this version\n"));
     let output = pleach(dir.path(), &["key"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("make one with: pleach init"), "{}", said(&output));
@@ -91,4 +91,19 @@ fn import_prints_a_config_and_says_what_has_no_counterpart() {
     assert!(said(&output).contains("nothing of it could be converted"), "{}", said(&output));
     assert_eq!(import(&dir.path().join("none")).status.code(), Some(1));
     assert_eq!(pleach(dir.path(), &["import", "cvsup", "x"]).status.code(), Some(2));
+}
+
+#[test]
+fn completions_and_man_pages_name_the_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = pleach(dir.path(), &["completions", shell]);
+        assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("conflicts"), "{shell}");
+    }
+    let pages = dir.path().join("man/man1");
+    let output = pleach(dir.path(), &["man", pages.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", said(&output));
+    let page = std::fs::read_to_string(pages.join("pleach-restore.1")).unwrap();
+    assert!(page.contains("what it replaces goes to the vault"), "{page}");
+    assert!(pages.join("pleach.1").exists());
 }
