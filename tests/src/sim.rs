@@ -31,7 +31,7 @@ use checks::Rest;
 use disk::Disks;
 use events::{Look, Watch};
 use life::{LifeFaults, Promise};
-use minted::Minted;
+use minted::{Deeds, Minted};
 use net::{Line, NetFaults};
 use node::SimNode;
 
@@ -242,7 +242,7 @@ impl World {
         };
         let net = NetFaults::draw(&mut random);
         let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();
-        let life = LifeFaults::draw(&mut random);
+        let life = LifeFaults::draw(&mut random, plan.seed);
         let mut nodes: Vec<SimNode> =
             (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX), faults.watch)).collect();
         if faults.skew {
@@ -373,6 +373,7 @@ impl World {
         let n = self.random.index(self.nodes.len());
         match self.random.below(106) {
             0..=17 => self.user_acts(n),
+            18..=20 if self.life.hours => self.let_hours_pass(n),
             18..=22 => self.pass_time(),
             23..=24 => self.operate(n),
             25..=44 => self.work(n),
@@ -412,12 +413,19 @@ impl World {
     }
 
     fn user_acts(&mut self, n: usize) -> Result<(), String> {
+        let contested = self.contested();
+        let n = contested.as_ref().map_or(n, |(at, _)| *at);
         if self.nodes[n].model.disk.crashed() || !self.nodes[n].model.disk.is_mounted() || self.minted.only_reads(n) {
             return Ok(());
         }
         self.rest.begin(n);
-        let (disks, step) = (self.faults.disks, self.step);
-        let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, disks, step);
+        let path = contested.as_ref().map(|(_, path)| path.as_bytes());
+        let at = users::At { disks: self.faults.disks, step: self.step, path };
+        let before = self.nodes[n].model.seen();
+        let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);
+        let mut deeds = Deeds::default();
+        deeds.note(&before, &self.nodes[n].model.seen());
+        self.minted.hear_of(deeds);
         for path in self.rest.newest() {
             for (_, other) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
                 self.rest.touch_others_links(&other.model.disk.user(), &String::from_utf8_lossy(&path));
@@ -464,9 +472,9 @@ impl World {
 
     /// Takes note of what users did while the engine worked.
     fn hear_of_users(&mut self, n: usize) {
-        for content in self.nodes[n].hear_of_users() {
-            self.rest.wrote(&content);
-        }
+        let (made, deeds) = self.nodes[n].hear_of_users();
+        made.iter().for_each(|content| self.rest.wrote(content));
+        self.minted.hear_of(deeds);
     }
 
     /// Hands one thing that a session wants to the owner, or one answer to a session.

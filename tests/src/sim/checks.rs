@@ -223,6 +223,7 @@ impl World {
             }
         }
         self.check_entries()?;
+        self.check_superseded()?;
         self.check_promises()?;
         if let Some(path) = self.rest.put.iter().find(|path| !shown[0].contains_key(*path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));

@@ -11,6 +11,7 @@ use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{DiskImage, ModelUser, OpKind, Trouble, UserFile};
 
 use super::checks::Rest;
+use super::minted::Deeds;
 use super::node::SimNode;
 use super::{Random, World, users};
 
@@ -88,6 +89,7 @@ pub(super) struct Trials {
 pub(super) struct Between {
     pub(super) destroyed: Vec<Vec<u8>>,
     pub(super) made: Vec<Vec<u8>>,
+    pub(super) deeds: Deeds,
 }
 
 impl Trials {
@@ -267,20 +269,30 @@ impl World {
     fn plan_user(&mut self, n: usize) {
         use OpKind::{CreateTemp, LinkTemp, List, OpenFile, ReadAt, Rename, SetAttributes, Stat, StatFile, SyncDir};
         let ops = [CreateTemp, LinkTemp, List, OpenFile, ReadAt, Rename, SetAttributes, Stat, StatFile, SyncDir];
-        let op = ops[self.random.index(ops.len())];
-        let nth = 1 + self.random.index(6);
+        let mut op = ops[self.random.index(ops.len())];
+        let mut nth = 1 + self.random.index(6);
+        // What is about to arrive, between the last look and its name: or anything, at any time.
+        let contested = self.contested().filter(|(at, _)| !self.minted.only_reads(*at));
+        let n = contested.as_ref().map_or(n, |(at, _)| *at);
+        if contested.is_some() {
+            op = [CreateTemp, LinkTemp, Rename, StatFile][self.random.index(4)];
+            nth = 1;
+        }
         self.rest.begin(n);
-        let planned = users::plan(&mut self.random, &mut self.rest, (self.step, self.faults.disks.long));
+        let of = (self.step, self.faults.disks.long);
+        let planned =
+            users::plan(&mut self.random, &mut self.rest, of, contested.as_ref().map(|(_, path)| path.as_bytes()));
         planned.announce(&mut self.rest);
         self.release_touched(n);
         self.say(format!("n{n}: before {op:?} {nth} a user will {planned:?}"));
         let between = Arc::clone(&self.nodes[n].trials.between);
         self.nodes[n].model.disk.before(op, nth, move |user| {
-            let before = contents(user);
+            let (before, tree) = (contents(user), user.snapshot(false));
             // A user's call may fail like anybody's.
             planned.act(user);
             let after = contents(user);
             let mut between = between.lock().unwrap_or_else(PoisonError::into_inner);
+            between.deeds.note(&tree, &user.snapshot(false));
             between.destroyed.extend(before.difference(&after).cloned());
             between.made.extend(after.difference(&before).cloned());
         });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pleach_protocol::path::TreePath;
 use pleach_store::vfs::Kind;
 
 use super::{Random, World, checks};
@@ -17,11 +18,17 @@ pub(super) struct LifeFaults {
     /// The last node joins later.
     pub(super) late: bool,
     pub(super) waits: bool,
+    /// Hours pass in the middle of everything.
+    pub(super) hours: bool,
+    /// Users like to change what their node has heard of and does not show yet.
+    pub(super) contests: bool,
 }
 
 impl LifeFaults {
-    pub(super) const fn draw(random: &mut Random) -> Self {
+    pub(super) const fn draw(random: &mut Random, seed: u64) -> Self {
         Self {
+            hours: seed % 8 == 3,
+            contests: seed % 4 == 2,
             wipes: random.once_in(6),
             enrols: random.once_in(4),
             pauses: random.once_in(4),
@@ -106,6 +113,17 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A path that a node has heard of and does not show yet, where users look for such.
+    pub(super) fn contested(&mut self) -> Option<(usize, TreePath)> {
+        if !self.life.contests || !self.random.once_in(2) {
+            return None;
+        }
+        let from = self.random.index(self.nodes.len());
+        let all = (0..self.nodes.len()).map(|n| (from + n) % self.nodes.len());
+        let mut pending = all.flat_map(|n| self.nodes[n].pending().into_iter().map(move |path| (n, path)));
+        pending.next()
     }
 
     /// Hours pass at a node: what all its peers know to be gone is forgotten. One that is no peer for a while

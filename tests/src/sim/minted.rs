@@ -1,12 +1,15 @@
-//! What the journals say of who wrote: a node where nobody writes mints nothing, and what nobody named is
-//! never taken out of a tree.
+//! What the journals say of who wrote: a node where nobody writes mints nothing, what nobody named is
+//! never taken out of a tree, what lost against somebody who had not seen it is listed, and what one node
+//! alone writes is in conflict with nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::version::NodeId;
 use pleach_store::vfs::Kind;
+use pleach_store::vfs::model::Seen;
 
+use super::checks::related;
 use super::{Faults, Random, World};
 
 /// What was minted so far.
@@ -14,12 +17,69 @@ use super::{Faults, Random, World};
 pub(super) struct Minted {
     /// The node whose users only read.
     reader: Option<usize>,
+    /// The only node whose users write.
+    writer: Option<usize>,
     /// What a node finds of its own without knowing it may be named anew.
     pairs: bool,
+    /// What users wrote may go with the power.
+    loses: bool,
+    /// Users write into files that have lost their names.
+    late: bool,
     /// All contents that some journal named.
     named: BTreeSet<Hash>,
     /// The heads up to which that is so, by node.
     heads: Vec<Option<u64>>,
+    deeds: Deeds,
+}
+
+/// What a tree holds, before or after somebody changes it.
+pub(super) type Tree = BTreeMap<Vec<u8>, Seen>;
+
+/// What users did to contents.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Deeds {
+    /// Contents that they made.
+    made: BTreeSet<Vec<u8>>,
+    /// Contents that somebody who saw them changed or took away.
+    superseded: BTreeSet<Vec<u8>>,
+    /// What was put where, and whether it is a directory, since the last rest.
+    put: BTreeSet<(Vec<u8>, bool, Vec<u8>)>,
+}
+
+impl Deeds {
+    /// Takes note of one.
+    pub(super) fn note(&mut self, before: &Tree, after: &Tree) {
+        let there = |tree: &Tree, path: &Vec<u8>, seen: &Seen| {
+            tree.get(path).is_some_and(|other| other.kind == seen.kind && other.content == seen.content)
+        };
+        let gone = before.iter().filter(|(path, seen)| !there(after, path, seen));
+        self.superseded.extend(gone.map(|(_, seen)| seen.content.clone()));
+        for (path, seen) in after.iter().filter(|(path, seen)| !there(before, path, seen)) {
+            self.put.insert((path.clone(), seen.kind == Kind::Dir, seen.content.clone()));
+            if seen.kind == Kind::File && is_of_one_write(&seen.content) {
+                self.made.insert(seen.content.clone());
+            }
+        }
+    }
+
+    /// Contents that nobody changed who saw them, put where nobody else put anything since the last rest.
+    fn unrivalled(&self) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+        let open = self
+            .put
+            .iter()
+            .filter(|(_, is_dir, content)| !is_dir && is_of_one_write(content) && !self.superseded.contains(content));
+        let rivals = |path: &Vec<u8>, content: &Vec<u8>| {
+            // A directory above is no rival.
+            let mut others = self.put.iter().filter(|(_, _, other)| other != content);
+            others.any(|(at, is_dir, _)| related(at, path) && (!is_dir || at.len() >= path.len()))
+        };
+        open.filter(move |(path, _, content)| !rivals(path, content)).map(|(path, _, content)| (path, content))
+    }
+}
+
+/// Whether a content is what one write made, and no other can have made.
+fn is_of_one_write(content: &[u8]) -> bool {
+    content.starts_with(b"content ") && content.iter().position(|byte| *byte == b'.') == Some(content.len() - 1)
 }
 
 impl Minted {
@@ -27,13 +87,30 @@ impl Minted {
         // A generator of its own: all else is drawn as without it.
         let mut random = Random::new(seed.rotate_left(32) ^ 0x006d_696e_7465_6400);
         let reader = random.once_in(2).then(|| random.index(count));
-        let pairs = faults.power || faults.lost_stores || faults.disks.can_lose() || wipes;
-        Self { reader, pairs, named: BTreeSet::new(), heads: vec![None; count] }
+        let writer = (reader.is_none() && random.once_in(4)).then(|| random.index(count));
+        let (loses, late) = (faults.power, faults.disks.open_files);
+        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes;
+        let heads = vec![None; count];
+        let (named, deeds) = (BTreeSet::new(), Deeds::default());
+        Self { reader, writer, pairs, loses, late, named, heads, deeds }
+    }
+
+    /// Takes note of what users did.
+    pub(super) fn hear_of(&mut self, mut deeds: Deeds) {
+        self.deeds.made.append(&mut deeds.made);
+        self.deeds.superseded.append(&mut deeds.superseded);
+        self.deeds.put.append(&mut deeds.put);
+    }
+
+    /// How many nodes' users write, where that is known to be few.
+    fn writers(&self) -> Option<usize> {
+        let but_one = self.reader.is_some().then(|| self.heads.len() - 1);
+        self.writer.map(|_| 1).or(but_one)
     }
 
     /// Whether users of a node only read.
     pub(super) fn only_reads(&self, n: usize) -> bool {
-        self.reader == Some(n)
+        self.reader == Some(n) || self.writer.is_some_and(|writer| writer != n)
     }
 }
 
@@ -72,7 +149,7 @@ impl World {
                 return Err(format!("n{n} minted '{path}', and nobody writes there: {entry:?}"));
             }
         }
-        if self.minted.pairs {
+        if self.minted.pairs || self.minted.loses {
             return Ok(());
         }
         let filed = node.model.disk.user().snapshot(true).into_iter().filter(|(path, seen)| {
@@ -88,4 +165,36 @@ impl World {
         }
         Ok(())
     }
+
+    /// What users made is shown or listed, but for what somebody saw before changing it. At a rest.
+    pub(super) fn check_superseded(&mut self) -> Result<(), String> {
+        let put = std::mem::take(&mut self.minted.deeds.put);
+        let Minted { pairs, loses, late, .. } = self.minted;
+        let Some(node) = self.nodes.first().filter(|_| !pairs && !loses) else { return Ok(()) };
+        let entries = node.entries()?;
+        if self.minted.writers() == Some(1)
+            && let Some((path, entry)) = entries.iter().find(|(_, entry)| is_in_conflict(entry))
+        {
+            return Err(format!("'{path}' is in conflict, and only one node's users write: {entry:?}"));
+        }
+        let listed: BTreeSet<Hash> = entries.values().flat_map(contents_of).collect();
+        let shown: BTreeSet<Vec<u8>> = node.model.seen().into_values().map(|seen| seen.content).collect();
+        for content in self.minted.deeds.made.difference(&self.minted.deeds.superseded) {
+            if !shown.contains(content) && !listed.contains(&Hash(*blake3::hash(content).as_bytes())) {
+                let content = String::from_utf8_lossy(content);
+                return Err(format!("nobody who saw '{content}' changed it, and it is neither shown nor listed"));
+            }
+        }
+        let deeds = Deeds { put, ..self.minted.deeds.clone() };
+        if let Some((path, content)) = deeds.unrivalled().find(|(_, content)| !late && !shown.contains(*content)) {
+            let (path, content) = (String::from_utf8_lossy(path), String::from_utf8_lossy(content));
+            return Err(format!("'{content}' at '{path}' lost, and nobody who saw it put anything there"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether writes of an entry did not see each other.
+fn is_in_conflict(entry: &Entry) -> bool {
+    entry.content.values().filter(|sibling| sibling.content.value().is_some()).count() > 1 || !entry.losers.is_empty()
 }

@@ -18,7 +18,8 @@ use pleach_store::vfs::model::CrashKind;
 
 use super::disk::Trials;
 use super::events::{Look, Watch, Watching};
-use crate::model::ModelNode;
+use super::minted::Deeds;
+use crate::model::{ModelNode, ModelTree};
 
 type Mail = Arc<Mutex<VecDeque<(u64, ToSession)>>>;
 
@@ -290,6 +291,16 @@ impl SimNode {
         Some((meta.head, meta.incarnation))
     }
 
+    /// Some paths of which it knows more than its disk shows.
+    pub(super) fn pending(&self) -> Vec<TreePath> {
+        let Some(index) = self.model.tree.as_ref().map(ModelTree::index) else { return Vec::new() };
+        let journal = index.journal(index.meta().applied, 8).unwrap_or_default();
+        let news = |path: &TreePath| {
+            index.row(path).is_ok_and(|row| row.shown.is_none_or(|s| s.shown.context != row.entry.context))
+        };
+        journal.into_iter().map(|(_, path)| path).filter(news).collect()
+    }
+
     /// All that is known.
     pub(super) fn entries(&self) -> Result<BTreeMap<TreePath, Entry>, String> {
         let Some(tree) = &self.model.tree else { return Ok(BTreeMap::new()) };
@@ -505,10 +516,10 @@ impl SimNode {
     }
 
     /// Takes note of what users did while the engine worked; returns the contents that they made.
-    pub(super) fn hear_of_users(&mut self) -> Vec<Vec<u8>> {
+    pub(super) fn hear_of_users(&mut self) -> (Vec<Vec<u8>>, Deeds) {
         let between = self.trials.take_between();
         self.owed.retain(|content| !between.destroyed.contains(content));
-        between.made
+        (between.made, between.deeds)
     }
 
     /// No step of the engine takes a content from the disk; users may.

@@ -146,9 +146,10 @@ impl Deed {
     }
 }
 
-/// Draws something that a user may do, and notes what it touches.
-pub(super) fn plan(random: &mut Random, rest: &mut Rest, (step, long): (u32, bool)) -> Deed {
+/// Draws something that a user may do, at this path or any, and notes what it touches.
+pub(super) fn plan(random: &mut Random, rest: &mut Rest, (step, long): (u32, bool), at: Option<&[u8]>) -> Deed {
     let path = PATHS[random.index(PATHS.len())];
+    let path = PATHS.into_iter().find(|known| Some(known.as_bytes()) == at).unwrap_or(path);
     let to = PATHS[random.index(PATHS.len())];
     let content = draw_content(step, long);
     let what = match random.below(24) {
@@ -179,16 +180,25 @@ pub(super) fn plan(random: &mut Random, rest: &mut Rest, (step, long): (u32, boo
     Deed { what, path, to, content }
 }
 
+/// What a user's deed depends on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'p> {
+    pub(super) disks: Disks,
+    pub(super) step: u32,
+    /// Where; anywhere if it is not said.
+    pub(super) path: Option<&'p [u8]>,
+}
+
 /// Does something a user does, and says what; none where the disk refuses it.
-pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, disks: Disks, step: u32) -> Option<String> {
-    let user = node.model.disk.user();
-    if disks.open_files && random.once_in(4) {
+pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, at: At<'_>) -> Option<String> {
+    let (user, At { disks, step, path: at }) = (node.model.disk.user(), at);
+    if at.is_none() && disks.open_files && random.once_in(4) {
         let what = with_open_file(node, random, rest, step);
         // It may have any name by now, and hold parts of what several wrote.
         rest.wrote_all(&user);
         return what;
     }
-    let mut deed = plan(random, rest, (step, disks.long));
+    let mut deed = plan(random, rest, (step, disks.long), at);
     if disks.links && random.once_in(8) {
         deed.what = What::Link;
         rest.touch(deed.to);
