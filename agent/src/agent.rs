@@ -22,15 +22,18 @@ use crate::config::{self, Config, PeerConfig};
 use crate::failure::Failure;
 use crate::keys::{self, HostKey};
 use crate::machine::{lock, random_number, write_durably};
-use crate::owner::{Event, Owner, TreeSetup, TreeStatus};
+use crate::owner::{Event, Owner, Takers, TreeSetup, TreeStatus};
 use crate::peer::{Greeted, Peer, PeerEvent, PeerSetup, PeerStatus, Us};
 use crate::ssh::{Listener, PublicKey, SshLink};
 
 mod commands;
+mod pushes;
 mod run;
 mod status;
 
 pub use run::run;
+
+use pushes::PushHandle;
 
 /// How long a new link may take for its first frame.
 const GREETING_MAX: Duration = Duration::from_secs(10);
@@ -56,6 +59,7 @@ struct Parts {
     trees: Vec<Owner>,
     configs: BTreeMap<String, config::TreeConfig>,
     peers: Vec<PeerHandle>,
+    pushes: Vec<PushHandle>,
 }
 
 /// A node. Cheap to clone by its `Arc`.
@@ -178,6 +182,7 @@ impl Agent {
     /// A thread cannot be started; the rest goes on.
     fn adapt(self: &Arc<Self>, config: &Config) -> Result<(), Failure> {
         let setups = peer_setups(config);
+        let daemons = pushes::push_setups(config, &self.state);
         let mut parts = lock(&self.parts);
         let mut peers: Vec<PeerHandle> = Vec::new();
         let mut old_peers: Vec<PeerHandle> = std::mem::take(&mut parts.peers);
@@ -199,10 +204,11 @@ impl Agent {
             changed.insert(owner.name);
         }
         for tree in &config.trees {
-            let takers = takers(&setups, &tree.name);
+            let pushes = daemons.iter().filter(|d| d.tree == tree.name).map(|d| d.name.clone()).collect();
+            let takers = Takers { peers: takers(&setups, &tree.name), pushes };
             if let Some(at) = old_trees.iter().position(|o| o.name == tree.name) {
                 let owner = old_trees.swap_remove(at);
-                owner.inbox.send(Event::Peers(takers)).ok();
+                owner.inbox.send(Event::Takers(takers)).ok();
                 parts.trees.push(owner);
                 continue;
             }
@@ -213,7 +219,7 @@ impl Agent {
                 node: self.us.node,
                 name: self.us.name.clone(),
                 state: self.state.clone(),
-                peers: takers,
+                takers,
             };
             let owner = Owner::start(setup)
                 .map_err(|error| Failure::done(format!("agent: tree {}", tree.name), error.to_string()))?;
@@ -234,6 +240,7 @@ impl Agent {
             peers.push(self.start_peer(setup, owners));
         }
         parts.peers = peers;
+        self.adapt_pushes(&mut parts, daemons, &changed);
         Ok(())
     }
 
@@ -272,12 +279,15 @@ impl Agent {
 
     /// Stops cleanly: says goodbye, makes everything durable.
     pub async fn stop(&self) {
-        let Parts { trees, peers, .. } = std::mem::take(&mut *lock(&self.parts));
+        let Parts { trees, peers, pushes, .. } = std::mem::take(&mut *lock(&self.parts));
         if let Some((_, task)) = lock(&self.listening).take() {
             task.abort();
         }
         for peer in &peers {
             peer.inbox.send(PeerEvent::Stop).ok();
+        }
+        for push in pushes {
+            push.end().await;
         }
         for mut peer in peers {
             if timeout(GOODBYE_MAX, &mut peer.task).await.is_err() {

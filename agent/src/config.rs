@@ -15,6 +15,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::bandwidth::BandwidthLimit;
 use crate::keys;
+use crate::push::{PushConfig, Schedule, Target, check_options};
 
 /// Whether a key's function is built.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,11 +60,11 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("peer", "bwlimit", Built::Yes),
     ("peer", "fallback", Built::No),
     ("peer", "fallback_after", Built::No),
-    ("peer", "password_file", Built::No),
-    ("peer", "full_check", Built::No),
-    ("peer", "mirror", Built::No),
-    ("peer", "timeout", Built::No),
-    ("peer", "rsync_options", Built::No),
+    ("peer", "password_file", Built::Yes),
+    ("peer", "full_check", Built::Yes),
+    ("peer", "mirror", Built::Yes),
+    ("peer", "timeout", Built::Yes),
+    ("peer", "rsync_options", Built::Yes),
     ("hook", "tree", Built::No),
     ("hook", "on", Built::No),
     ("hook", "paths", Built::No),
@@ -166,12 +167,14 @@ pub struct PeerConfig {
     pub name: String,
     /// Addresses, tried in order.
     pub addresses: Vec<String>,
-    /// Its public key, an OpenSSH line.
+    /// Its public key, an OpenSSH line; empty for an rsync daemon.
     pub key: String,
     /// The trees it takes; none: all.
     pub trees: Option<Vec<String>>,
     /// How fast it is sent to.
     pub bandwidth: BandwidthLimit,
+    /// What is said of a legacy rsync daemon; none where the peer is a node.
+    pub push: Option<PushConfig>,
 }
 
 /// Where the config lies unless the command line says otherwise. Source: CONTRACT.md.
@@ -465,13 +468,16 @@ impl Reader<'_> {
             key: String::new(),
             trees: None,
             bandwidth: BandwidthLimit::default(),
+            push: None,
         };
-        for needed in ["name", "key"] {
-            if !keys.contains_key(needed) {
-                self.error(at, format!("{needed} is missing in [[peer]]"));
-            }
+        if !keys.contains_key("name") {
+            self.error(at, "name is missing in [[peer]]".to_owned());
         }
-        for (key, value) in keys {
+        let legacy = keys.get("address").is_some_and(|value| is_rsync(value));
+        if !legacy && !keys.contains_key("key") {
+            self.error(at, "key is missing in [[peer]]".to_owned());
+        }
+        for (key, value) in &keys {
             match key.as_str() {
                 "name" => {
                     let known: Vec<String> = config.peers.iter().map(|p| p.name.clone()).collect();
@@ -481,10 +487,20 @@ impl Reader<'_> {
                 "bwlimit" => {
                     peer.bandwidth = self.checked("bwlimit", value, BandwidthLimit::parse).unwrap_or_default();
                 }
-                "address" => peer.addresses = self.one_or_more("address", value, address),
+                "address" if !legacy => peer.addresses = self.one_or_more("address", value, address),
+                "key" if legacy => {
+                    self.error(
+                        &value.span(),
+                        "key: an rsync daemon has none; its password goes into password_file".into(),
+                    );
+                }
                 "key" => {
-                    let known: Vec<(String, String)> =
-                        config.peers.iter().map(|p| (p.name.clone(), p.key.clone())).collect();
+                    let known: Vec<(String, String)> = config
+                        .peers
+                        .iter()
+                        .filter(|p| p.push.is_none())
+                        .map(|p| (p.name.clone(), p.key.clone()))
+                        .collect();
                     let check = |text: &str| own_key(text, &known);
                     match value.get_ref() {
                         DeValue::Array(_) => {
@@ -493,7 +509,7 @@ impl Reader<'_> {
                         _ => peer.key = self.checked("key", value, check).unwrap_or_default(),
                     }
                 }
-                _ => {
+                "trees" => {
                     let names = self.texts("trees", value);
                     for name in &names {
                         if !config.trees.iter().any(|t| t.name == *name) {
@@ -502,9 +518,65 @@ impl Reader<'_> {
                     }
                     peer.trees = Some(names);
                 }
+                other if !legacy => {
+                    let other = other.to_owned();
+                    self.error(&value.span(), format!("{other} is only for rsync:// addresses"));
+                }
+                _ => {}
+            }
+        }
+        if legacy {
+            peer.push = self.push(&keys);
+            let taken = peer.trees.as_ref().map_or(config.trees.len(), Vec::len);
+            if taken != 1 {
+                let span = keys.get("trees").map_or_else(|| at.clone(), |value| value.span());
+                self.error(&span, format!("trees: an rsync daemon takes exactly one tree, not {taken}"));
             }
         }
         config.peers.push(peer);
+    }
+
+    /// What is said of a legacy rsync daemon.
+    fn push(&mut self, keys: &BTreeMap<String, &Value<'_>>) -> Option<PushConfig> {
+        let address = keys.get("address")?;
+        if matches!(address.get_ref(), DeValue::Array(_)) {
+            self.error(&address.span(), "address: an rsync daemon has one; make a [[peer]] for each".into());
+            return None;
+        }
+        let mut push = PushConfig {
+            target: self.checked("address", address, Target::parse)?,
+            password_file: None,
+            full_check: None,
+            mirror: false,
+            timeout: Duration::from_secs(60),
+            options: Vec::new(),
+        };
+        for (key, value) in keys {
+            match key.as_str() {
+                "password_file" => push.password_file = self.checked("password_file", value, absolute),
+                "full_check" => push.full_check = self.checked("full_check", value, Schedule::parse),
+                "mirror" => match value.get_ref() {
+                    DeValue::Boolean(mirror) => push.mirror = *mirror,
+                    _ => self.error(&value.span(), "mirror must be true or false".into()),
+                },
+                "timeout" => {
+                    let seconds = |text: &str| match duration(text)? {
+                        time if time < Duration::from_secs(1) => Err(format!("'{text}' is less than a second")),
+                        time => Ok(time),
+                    };
+                    push.timeout = self.checked("timeout", value, seconds).unwrap_or(push.timeout);
+                }
+                "rsync_options" => {
+                    let options = self.texts("rsync_options", value);
+                    match check_options(&options) {
+                        Ok(options) => push.options = options,
+                        Err(why) => self.error(&value.span(), format!("rsync_options: {why}")),
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(push)
     }
 
     fn one_or_more(
@@ -517,6 +589,15 @@ impl Reader<'_> {
             DeValue::Array(values) => values.iter().filter_map(|v| self.checked(key, v, &check)).collect(),
             _ => self.checked(key, value, check).into_iter().collect(),
         }
+    }
+}
+
+/// Whether an address, or one of several, is a legacy rsync daemon's.
+fn is_rsync(value: &Value<'_>) -> bool {
+    let legacy = |value: &Value<'_>| matches!(value.get_ref(), DeValue::String(text) if text.starts_with("rsync://"));
+    match value.get_ref() {
+        DeValue::Array(values) => values.iter().any(legacy),
+        _ => legacy(value),
     }
 }
 
@@ -574,7 +655,7 @@ fn socket(text: &str) -> Result<String, String> {
 fn address(text: &str) -> Result<String, String> {
     let Some(rest) = text.strip_prefix("pleach://") else {
         return Err(match text.split("://").next() {
-            Some(scheme @ ("ssh" | "rsync")) => format!("{scheme}:// addresses are not in this version of pleach"),
+            Some("ssh") => "ssh:// addresses are not in this version of pleach".to_owned(),
             _ => format!("'{text}' is no address: say pleach://HOST[:8730], IPv6 in brackets"),
         });
     };
@@ -690,6 +771,36 @@ mod tests {
         assert_eq!(config.trees[0].history, Duration::from_secs(3 * 86_400));
         assert_eq!(config.peers[0].addresses.len(), 2);
         assert_eq!(config.peers[0].trees.as_deref(), Some(&["www".to_owned()][..]));
+    }
+
+    #[test]
+    fn a_legacy_daemon_is_a_peer_without_a_key() {
+        let tree = "[[tree]]\nname=\"t\"\npath=\"/t\"\n";
+        let text = format!(
+            "{tree}[[peer]]\nname=\"web1\"\naddress=\"rsync://u@h/m/p\"\npassword_file=\"/etc/server.pass\"\n\
+             full_check=\"03:30\"\nmirror=true\ntimeout=\"10s\"\nrsync_options=[\"-vzrtopg\"]\n"
+        );
+        let push = parse(Path::new("p.toml"), &text).unwrap().peers.remove(0).push.unwrap();
+        assert_eq!((push.target.to_string().as_str(), push.mirror), ("rsync://u@h:873/m/p/", true));
+        assert_eq!((push.timeout, push.options), (Duration::from_secs(10), vec!["-z".to_owned()]));
+        let peer = |more: &str| format!("{tree}[[peer]]\nname=\"w\"\naddress=\"rsync://u@h/m\"\n{more}\n");
+        for (text, want) in [
+            (peer("key=\"x\""), "p.toml, line 7: key: an rsync daemon has none; its password goes into password_file"),
+            (peer("rsync_options=[\"--delete\"]"), "p.toml, line 7: rsync_options: '--delete' is refused"),
+            (peer("full_check=\"25:00\""), "p.toml, line 7: full_check: '25:00' is no time"),
+            (peer("mirror=\"yes\""), "p.toml, line 7: mirror must be true or false"),
+            (peer("trees=[]"), "p.toml, line 7: trees: an rsync daemon takes exactly one tree, not 0"),
+            (
+                format!("{tree}[[peer]]\nname=\"w\"\naddress=[\"rsync://u@h/m\",\"rsync://u@i/m\"]\n"),
+                "p.toml, line 6: address: an rsync daemon has one",
+            ),
+            (format!("{tree}[[peer]]\nname=\"w\"\nkey=\"x\"\nmirror=true\n"), "p.toml, line 6: key: "),
+        ] {
+            let found = errors(&text);
+            assert!(found.first().is_some_and(|error| error.starts_with(want)), "{text}: {found:?}");
+        }
+        let found = errors(&format!("{tree}[[peer]]\nname=\"w\"\nmirror=true\n"));
+        assert!(found.contains(&"p.toml, line 6: mirror is only for rsync:// addresses".to_owned()), "{found:?}");
     }
 
     #[test]

@@ -85,12 +85,18 @@ pub enum Request {
     Pause { tree: Option<String>, peer: Option<String> },
     /// Ends a pause.
     Resume { tree: Option<String>, peer: Option<String> },
-    /// Takes a replaced root as new.
+    /// A full check against a legacy rsync daemon now.
+    Push {
+        peer: String,
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Takes a replaced root as new; lets a daemon's first check that deletes go on.
     Approve { tree: Option<String>, peer: Option<String> },
 }
 
 /// The words that [`Request`]s go by: the values of `do`, which are also the commands' names.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "status",
     "wait",
     "log",
@@ -102,6 +108,7 @@ const NAMES: [&str; 12] = [
     "rescan",
     "pause",
     "resume",
+    "push",
     "approve",
 ];
 
@@ -121,6 +128,7 @@ impl Request {
             Self::Rescan { .. } => "rescan",
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
+            Self::Push { .. } => "push",
             Self::Approve { .. } => "approve",
         }
     }
@@ -243,6 +251,7 @@ mod tests {
             Request::Rescan { tree: None },
             Request::Pause { tree: None, peer: Some("p".into()) },
             Request::Resume { tree: None, peer: None },
+            Request::Push { peer: "p".into(), dry_run: true },
             Request::Approve { tree: None, peer: None },
         ];
         assert_eq!(requests.each_ref().map(Request::name), NAMES);

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod machine;
 pub mod owner;
 pub mod peer;
+pub mod push;
 pub mod ssh;
 pub mod sync;
 pub mod watch;

@@ -20,8 +20,15 @@ pub fn now() -> Time {
 /// The minute of the day, in local time.
 #[must_use]
 pub fn minute_of_day() -> u32 {
-    let local = chrono::DateTime::from_timestamp(now().secs, 0).map(|utc| utc.with_timezone(&chrono::Local));
-    local.map_or(0, |local| local.hour() * 60 + local.minute())
+    let local = local(now());
+    local.hour() * 60 + local.minute()
+}
+
+/// A time as clocks on the wall here show it.
+#[must_use]
+pub fn local(time: Time) -> chrono::NaiveDateTime {
+    let utc = chrono::DateTime::from_timestamp(time.secs, 0).unwrap_or_default();
+    utc.with_timezone(&chrono::Local).naive_local()
 }
 
 /// When the machine booted. Source: proc(5), `btime` in /proc/stat.

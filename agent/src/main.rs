@@ -191,7 +191,20 @@ enum Ask {
     Pause(Target),
     /// Ends a pause.
     Resume(Target),
-    /// Takes a root that was replaced as new: it is filled again, nothing is deleted.
+    /// Checks a legacy rsync daemon in full, now.
+    Push {
+        /// The daemon's name in the config.
+        #[arg(value_name = "PEER")]
+        name: String,
+        /// Only says what it would do.
+        #[arg(long)]
+        dry_run: bool,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Takes a root that was replaced as new: it is filled again, nothing is deleted. With --peer: a mirror's first
+    /// check may delete.
     Approve(Target),
 }
 
@@ -207,7 +220,7 @@ struct Target {
 }
 
 /// The contract's commands that are not built yet: refused by name.
-const LATER: [&str; 5] = ["reject", "push", "forget", "bridge", "join"];
+const LATER: [&str; 4] = ["reject", "forget", "bridge", "join"];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -271,7 +284,8 @@ impl Ask {
             Self::Log { json, .. }
             | Self::Problems { json, .. }
             | Self::Conflicts { json, .. }
-            | Self::Versions { json, .. } => *json,
+            | Self::Versions { json, .. }
+            | Self::Push { json, .. } => *json,
             _ => false,
         }
     }
@@ -297,6 +311,7 @@ impl Ask {
             Self::Rescan { tree } => Request::Rescan { tree },
             Self::Pause(Target { tree, peer }) => Request::Pause { tree, peer },
             Self::Resume(Target { tree, peer }) => Request::Resume { tree, peer },
+            Self::Push { name, dry_run, .. } => Request::Push { peer: name, dry_run },
             Self::Approve(Target { tree, peer }) => Request::Approve { tree, peer },
         })
     }

@@ -5,7 +5,7 @@
 //! sessions are to be told goes out through theirs. A tree that fails is closed, says why, and is
 //! opened again until it works: no other tree and no session waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use pleach_store::kv::sled::SledKv;
 use pleach_store::root::RootError;
 use pleach_store::tree::{Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
-use tokio::sync::{mpsc as async_mpsc, oneshot};
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use crate::config::TreeConfig;
 use crate::exchange::{Exchange, PeerProgress, Tell, ToSession};
@@ -31,10 +31,12 @@ mod command;
 pub mod facts;
 mod look;
 mod open;
+mod push;
 mod waiters;
 
-pub use command::{Command, CommandError, LOG_LINES_MAX, LogLine, Reply};
+pub use command::{Command, CommandError, LOG_LINES_MAX, LogLine, OwedPath, Reply};
 pub use open::OpenError;
+pub use push::{Applied, PlanOf, PushAsk, PushPlace, PushProgress};
 pub use waiters::{Outstanding, WaitHandle};
 
 use waiters::Waiters;
@@ -74,8 +76,17 @@ pub struct TreeSetup {
     pub name: String,
     /// The node's state directory.
     pub state: PathBuf,
-    /// The nodes that take this tree, by local name.
+    /// Who takes this tree.
+    pub takers: Takers,
+}
+
+/// Who takes a tree.
+#[derive(Clone, Debug, Default)]
+pub struct Takers {
+    /// The nodes, with their local names.
     pub peers: BTreeMap<NodeId, String>,
+    /// The legacy daemons, by local name.
+    pub pushes: BTreeSet<String>,
 }
 
 impl Tell for async_mpsc::UnboundedSender<ToSession> {
@@ -122,8 +133,15 @@ pub enum Event {
     },
     /// A person or program asks for something.
     Command(Command),
+    /// A pushing task asks for something.
+    Push {
+        /// The peer's local name.
+        peer: String,
+        /// What.
+        ask: PushAsk,
+    },
     /// Who takes the tree changed.
-    Peers(BTreeMap<NodeId, String>),
+    Takers(Takers),
     /// The node is to stop.
     Stop,
 }
@@ -182,6 +200,8 @@ pub struct TreeStatus {
     pub received_bytes: u64,
     /// Each peer that takes the tree.
     pub peers: BTreeMap<NodeId, PeerProgress>,
+    /// Each legacy daemon that takes it.
+    pub pushes: BTreeMap<String, PushProgress>,
 }
 
 /// One tree's owner, as the rest of the agent sees it.
@@ -195,6 +215,8 @@ pub struct Owner {
     pub inbox: Sender<Event>,
     /// How it is doing.
     pub status: Arc<Mutex<TreeStatus>>,
+    /// How far the disk shows the journal; none while the tree is closed, scanned for the first time or paused.
+    pub applied: watch::Receiver<Option<Applied>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -207,7 +229,11 @@ impl Owner {
         let (inbox, events) = mpsc::channel();
         let status = Arc::new(Mutex::new(TreeStatus::default()));
         let (name, path) = (setup.config.name.clone(), setup.config.path.clone());
+        let (applied, applied_here) = watch::channel(None);
+        let pushes = setup.takers.pushes.iter().map(|peer| (peer.clone(), PushProgress::default())).collect();
         let keeper = Keeper {
+            applied,
+            pushes,
             paused: pause_file(&setup).exists(),
             setup,
             inbox: inbox.clone(),
@@ -221,7 +247,7 @@ impl Owner {
             approvable: false,
         };
         let thread = thread::Builder::new().name(format!("tree {name}")).spawn(move || keeper.run())?;
-        Ok(Self { name, path, inbox, status, thread: Some(thread) })
+        Ok(Self { name, path, inbox, status, applied: applied_here, thread: Some(thread) })
     }
 
     /// Tells the owner to stop, and waits until all is durable.
@@ -246,6 +272,8 @@ struct Keeper {
     events: Receiver<Event>,
     status: Arc<Mutex<TreeStatus>>,
     exchange: Exchange<async_mpsc::UnboundedSender<ToSession>>,
+    pushes: BTreeMap<String, PushProgress>,
+    applied: watch::Sender<Option<Applied>>,
     /// When the exchange's time began.
     began: Instant,
     waiters: Waiters,
@@ -317,6 +345,7 @@ impl Keeper {
 
     fn close(&mut self, reason: &str) {
         self.exchange.close();
+        self.applied.send_replace(None);
         self.waiters.fail(reason);
         let mut status = lock(&self.status);
         status.phase = Phase::Error;
@@ -362,9 +391,18 @@ impl Keeper {
                 let reason = lock(&self.status).error.clone().unwrap_or_else(|| "it is being opened".to_owned());
                 command.refuse(CommandError::Closed(reason));
             }
-            Event::Peers(peers) => self.setup.peers = peers,
+            Event::Push { ask, .. } => ask.refuse(CommandError::Closed("the tree is closed".to_owned())),
+            Event::Takers(takers) => self.set_takers(takers),
             Event::Facts(..) | Event::WatchEnded(_) | Event::Output { .. } => {}
         }
+    }
+
+    fn set_takers(&mut self, takers: Takers) {
+        self.pushes.retain(|peer, _| takers.pushes.contains(peer));
+        for peer in &takers.pushes {
+            self.pushes.entry(peer.clone()).or_default();
+        }
+        self.setup.takers = takers;
     }
 
     /// What a session is offered of a tree that is not exchanged.
@@ -392,7 +430,7 @@ impl Keeper {
 
 impl Running<'_> {
     fn run(&mut self) -> Result<(), TreeError> {
-        self.keeper.exchange.load(&self.tree, &self.keeper.setup.peers)?;
+        self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
         self.first_scan()?;
         self.keeper.set_phase(Phase::Watching);
         lock(&self.keeper.status).error = None;
@@ -481,7 +519,9 @@ impl Running<'_> {
     /// Forgets tombstones that all know, some at a time.
     fn collect(&mut self) -> Result<(), TreeError> {
         let Some((after, upto)) = self.collecting.take() else { return Ok(()) };
-        let peers: Vec<NodeId> = self.keeper.setup.peers.keys().copied().collect();
+        // A daemon is to hear of every deletion.
+        let upto = upto.min(self.pushed_by_all()?);
+        let peers: Vec<NodeId> = self.keeper.setup.takers.peers.keys().copied().collect();
         self.collecting = self.tree.collect(after, upto, &peers)?.map(|reached| (reached, upto));
         Ok(())
     }
@@ -513,9 +553,10 @@ impl Running<'_> {
                 }
             }
             Event::Command(command) => self.obey(command)?,
-            Event::Peers(peers) => {
-                self.keeper.setup.peers = peers;
-                self.keeper.exchange.load(&self.tree, &self.keeper.setup.peers)?;
+            Event::Push { peer, ask } => self.take_push(&peer, ask)?,
+            Event::Takers(takers) => {
+                self.keeper.set_takers(takers);
+                self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
             }
         }
         Ok(())
@@ -543,6 +584,8 @@ impl Running<'_> {
     fn show(&mut self) -> Result<(), TreeError> {
         let quiet = !self.looks.has_kept() && self.keeper.exchange.all_applied() && self.is_quiet();
         let peers = self.keeper.exchange.show(&self.tree, self.now(), quiet)?;
+        self.show_pushes()?;
+        self.tell_pushes();
         let (received, received_bytes) = self.keeper.exchange.received();
         let meta = self.tree.index().meta();
         let mut status = lock(&self.keeper.status);
@@ -555,6 +598,7 @@ impl Running<'_> {
         status.quiet = quiet;
         status.watch = self.looks.news().clone();
         status.peers = peers;
+        status.pushes.clone_from(&self.keeper.pushes);
         (status.received, status.received_bytes) = (received, received_bytes);
         status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
         Ok(())

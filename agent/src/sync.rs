@@ -102,6 +102,7 @@ async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Fa
         key: key.to_owned(),
         trees: None,
         bandwidth: BandwidthLimit::default(),
+        push: None,
     };
     let left = side("left", &roots[0], Some("127.0.0.1:0"), peer("right", &keys[1], Vec::new()));
     let left = Agent::start(left).await.map_err(taken)?;

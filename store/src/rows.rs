@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::vfs::Meta;
 
+mod pushed;
+
+pub use pushed::{PushRow, PushedRow, push_key, pushed_key, pushed_path, pushed_prefix};
+
 /// The version of the stored rows. 1: first.
 pub const STORE_VERSION: u8 = 1;
 
@@ -41,8 +45,14 @@ pub enum Space {
     Meta = b'M',
     /// Actor → display name of its node.
     Name = b'N',
+    /// Peer without an agent, path → [`ProblemRow`]: what it is owed, and why.
+    Owed = b'O',
     /// Path → [`ProblemRow`].
     Problem = b'P',
+    /// Peer without an agent → [`PushRow`].
+    Push = b'Q',
+    /// Peer without an agent, path → [`PushedRow`].
+    Pushed = b'R',
     /// Id in staging → [`StagedRow`].
     Staged = b'L',
     /// Directory → [`SumRow`].

@@ -37,6 +37,7 @@ mod observe;
 mod pairing;
 mod partial;
 mod perform;
+mod push;
 mod recover;
 mod scan;
 mod told;
@@ -47,6 +48,7 @@ pub use decide::{Conflict, DecideError, Kept, Version};
 pub use delta::Cuts;
 pub use exchange::{INLINE_BYTES_MAX, Life, Rows};
 pub use observe::Observed;
+pub use push::{PushGone, PushItem, PushPlan, PushResult};
 pub use scan::ScanStats;
 
 /// Says why a tree cannot go on.

@@ -11,8 +11,8 @@ use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
-    self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, RowError, STORE_VERSION,
-    ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal, unseal,
+    self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, PushRow, PushedRow,
+    RowError, STORE_VERSION, ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal, unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -177,6 +177,15 @@ impl Parts {
         StagedRow { path: self.path.clone(), hash: Hash([9; 32]), size: self.number }
     }
 
+    fn push_row(&self) -> PushRow {
+        let target = format!("rsync://{}", self.text);
+        PushRow { target, seq: self.number, rules: [5; 16], approved: self.some, checked: time(self.secs) }
+    }
+
+    fn pushed_row(&self) -> PushedRow {
+        PushedRow { dir: !self.some, hash: self.some.then_some(Hash([9; 32])) }
+    }
+
     fn problem_row(&self) -> ProblemRow {
         ProblemRow { time: time(self.secs), reason: self.text.clone() }
     }
@@ -199,6 +208,8 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("staged", seal(&parts.staged_row())),
         ("vault", seal(&parts.vault_row())),
         ("conflicts", seal(&parts.number)),
+        ("push", seal(&parts.push_row())),
+        ("pushed", seal(&parts.pushed_row())),
         // The values whose variants the rows above do not have.
         ("content", seal(&())),
         ("actor", codec::encode(&actor)),
@@ -212,6 +223,9 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("key of a version", rows::vault_key(&p("a/b"), 258)),
         ("key of a content in the tree", rows::content_key(Hash([0xcc; 32]), &rows::Holder::Tree(p("a/b")))),
         ("key of a content in the vault", rows::content_key(Hash([0xcc; 32]), &rows::Holder::Vault(p("a/b"), 258))),
+        ("key of a push", rows::push_key("web1")),
+        ("key of what was pushed", rows::pushed_key(Space::Pushed, "web1", &p("a/b"))),
+        ("key of what is owed", rows::pushed_key(Space::Owed, "web1", &p("a"))),
         ("key of a number", rows::number_key(Space::Journal, 258)),
     ]
 }
@@ -232,8 +246,10 @@ fn the_stored_bytes_are_those_of_version_1() {
 #[test]
 fn the_spaces_are_those_of_version_1() {
     use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Staged, Sum, Vault};
+    use Space::{Owed, Push, Pushed};
     let spaces = [Content, Cursor, Entry, History, Intent, Journal, Staged, Meta, Name, Problem, Sum, Vault, Conflict];
     assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJLMNPSVX");
+    assert_eq!([Owed, Push, Pushed].map(|space| space as u8), *b"OQR");
 }
 
 /// A value with a checksum that holds.
@@ -328,6 +344,8 @@ proptest! {
         check_row(&parts.meta_row())?;
         check_row(&parts.text)?;
         check_row(&parts.problem_row())?;
+        check_row(&parts.push_row())?;
+        check_row(&parts.pushed_row())?;
         check_row(&parts.sum_row())?;
         check_row(&parts.vault_row())?;
         check_row(&parts.number)?;

@@ -14,12 +14,12 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
-use super::Agent;
+use super::{Agent, Parts};
 use crate::control::{Handler, Handling, Keep, RawPath, Replies, Reply, Request, path_field};
 use crate::failure::Failure;
 use crate::machine::lock;
 use crate::owner::{self, Command, CommandError, Event, LOG_LINES_MAX, LogLine, Outstanding, WaitHandle};
-use crate::peer::{PeerEvent, PeerState};
+use crate::peer::{PeerEvent, PeerState, PeerStatus};
 
 /// How often a journal that is followed is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
@@ -88,6 +88,7 @@ impl Handler for Agent {
                 }
                 Request::Pause { tree, peer } => self.pause(what, true, tree.as_deref(), peer.as_deref()).await,
                 Request::Resume { tree, peer } => self.pause(what, false, tree.as_deref(), peer.as_deref()).await,
+                Request::Push { peer, dry_run } => self.push(&peer, dry_run, &replies).await,
                 Request::Approve { tree, peer } => self.approve(tree.as_deref(), peer.as_deref()).await,
             }
         })
@@ -194,9 +195,7 @@ impl Agent {
     /// One tree's part of a wait; a tree that is closed is asked again until it is open.
     async fn wait_for(&self, target: &Target, outstanding: &Outstanding) -> Result<(), Failure> {
         loop {
-            let paused = lock(&self.parts).peers.iter().find_map(|peer| {
-                (peer.paused && peer.setup.trees.contains(&target.name)).then(|| peer.setup.name.clone())
-            });
+            let paused = self.paused_peer(&target.name);
             if let Some(peer) = paused {
                 return Err(Failure::done("wait", format!("tree {}: the peer {peer} is paused", target.name))
                     .help(format!("go on with: pleach resume --peer {peer}")));
@@ -227,6 +226,14 @@ impl Agent {
             }
             sleep(ASK_AGAIN).await;
         }
+    }
+
+    /// A peer of a tree that somebody paused here.
+    fn paused_peer(&self, tree: &str) -> Option<String> {
+        let parts = lock(&self.parts);
+        let node = parts.peers.iter().find(|p| p.paused && p.setup.trees.iter().any(|t| t == tree));
+        let daemon = || parts.pushes.iter().find(|p| p.paused && p.setup.tree == tree);
+        node.map(|p| p.setup.name.clone()).or_else(|| daemon().map(|p| p.setup.name.clone()))
     }
 
     async fn log(
@@ -270,6 +277,7 @@ impl Agent {
                         row.extend([path_field("path", path.as_bytes()), ("reason".to_owned(), json!(reason))]);
                         send(replies, Value::Object(row)).await;
                     }
+                    self.owed(&target, replies).await;
                 }
                 // The tree itself is the problem.
                 Err(error) => {
@@ -277,15 +285,29 @@ impl Agent {
                 }
             }
         }
-        let peers: Vec<(String, String)> = lock(&self.parts)
-            .peers
-            .iter()
-            .filter_map(|p| Some((p.setup.name.clone(), lock(&p.status).error.clone()?)))
-            .collect();
-        for (peer, reason) in peers {
+        for (peer, reason) in self.peer_errors() {
             send(replies, json!({"peer": peer, "reason": reason})).await;
         }
         Ok(())
+    }
+
+    /// What is wrong with peers, by name.
+    fn peer_errors(&self) -> Vec<(String, String)> {
+        let parts = lock(&self.parts);
+        let nodes = parts.peers.iter().map(|p| (&p.setup.name, &p.status));
+        let daemons = parts.pushes.iter().map(|p| (&p.setup.name, &p.status));
+        let error = |(name, status): (&String, &Mutex<PeerStatus>)| Some((name.clone(), lock(status).error.clone()?));
+        nodes.chain(daemons).map(|(name, status)| (name, &**status)).filter_map(error).collect()
+    }
+
+    /// The paths of a tree that daemons could not be given.
+    async fn owed(&self, target: &Target, replies: &Replies) {
+        let Ok(owed) = target.ask_owner(|reply| Command::Owed { reply }).await else { return };
+        for (peer, path, reason) in owed {
+            let mut row = path_row(&target.name, &path);
+            row.extend([("peer".to_owned(), json!(peer)), ("reason".to_owned(), json!(reason))]);
+            send(replies, Value::Object(row)).await;
+        }
     }
 
     async fn pause(&self, what: &str, paused: bool, tree: Option<&str>, peer: Option<&str>) -> Result<(), Failure> {
@@ -302,9 +324,12 @@ impl Agent {
 
     fn pause_peer(&self, what: &str, paused: bool, name: &str) -> Result<(), Failure> {
         let mut parts = lock(&self.parts);
-        let Some(peer) = parts.peers.iter_mut().find(|p| p.setup.name == name) else {
+        let Parts { peers, pushes, .. } = &mut *parts;
+        let node = peers.iter_mut().find(|p| p.setup.name == name);
+        let daemon = pushes.iter_mut().find(|p| p.setup.name == name);
+        if node.is_none() && daemon.is_none() {
             return Err(Failure::usage(what, format!("there is no peer named '{}'", name.escape_debug())));
-        };
+        }
         let file = self.peer_pause(name);
         let noted = if paused {
             std::fs::write(&file, b"")
@@ -315,15 +340,20 @@ impl Agent {
             }
         };
         noted.map_err(|error| Failure::done(what, format!("{}: {error}", file.display())))?;
-        peer.paused = paused;
-        // A task that is stopping is as good as paused.
-        peer.inbox.send(PeerEvent::Pause(paused)).ok();
+        if let Some(peer) = node {
+            peer.paused = paused;
+            // A task that is stopping is as good as paused.
+            peer.inbox.send(PeerEvent::Pause(paused)).ok();
+        }
+        if let Some(daemon) = daemon {
+            daemon.pause(paused);
+        }
         Ok(())
     }
 
     async fn approve(&self, tree: Option<&str>, peer: Option<&str>) -> Result<(), Failure> {
-        if peer.is_some() {
-            return Err(Failure::usage("approve --peer", "not in this version"));
+        if let Some(peer) = peer {
+            return self.approve_push(peer).await;
         }
         let mut done = 0;
         let mut refused = None;

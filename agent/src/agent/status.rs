@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::{Agent, PeerHandle};
+use super::{Agent, PeerHandle, PushHandle};
 use crate::exchange::StreamState;
 use crate::machine::lock;
 use crate::owner::{Phase, TreeStatus};
@@ -42,6 +42,25 @@ fn in_sync_with(peer: &PeerHandle, tree: &TreeStatus) -> bool {
     connected && (progress.state == StreamState::Absent || progress.state == StreamState::Open && done)
 }
 
+/// Whether a daemon has all of a tree.
+fn has_all(push: &PushHandle, tree: &TreeStatus) -> bool {
+    let connected = lock(&push.status).state == PeerState::Connected;
+    connected && tree.pushes.get(&push.setup.name).is_some_and(|p| p.seq >= tree.seq && p.owed == 0)
+}
+
+fn push_tree(push: &PushHandle, name: &str, tree: &TreeStatus) -> Value {
+    let progress = tree.pushes.get(&push.setup.name).cloned().unwrap_or_default();
+    let state = match tree.phase {
+        Phase::Paused => "paused",
+        Phase::Error => "error",
+        Phase::Scanning | Phase::Watching => "ok",
+    };
+    json!({
+        "name": name, "state": state, "to_send": progress.to_send + progress.owed as u64,
+        "to_send_bytes": progress.to_send_bytes, "to_receive": 0, "to_receive_bytes": 0, "acked_seq": progress.seq,
+    })
+}
+
 impl Agent {
     /// The status, as `pleach status --json` prints it.
     #[must_use]
@@ -59,7 +78,8 @@ impl Agent {
                 let in_sync = tree.phase == Phase::Watching
                     && tree.quiet
                     && tree.problems == 0
-                    && takers.into_iter().all(|peer| in_sync_with(peer, tree));
+                    && takers.into_iter().all(|peer| in_sync_with(peer, tree))
+                    && parts.pushes.iter().filter(|p| p.setup.tree == owner.name).all(|p| has_all(p, tree));
                 json!({
                     "name": owner.name, "path": shown(&owner.path), "state": phase_word(tree.phase), "in_sync": in_sync,
                     "entries": tree.entries, "bytes": tree.bytes, "seq": tree.seq, "conflicts": tree.conflicts,
@@ -69,7 +89,7 @@ impl Agent {
                 })
             })
             .collect();
-        let peers: Vec<Value> = parts
+        let mut peers: Vec<Value> = parts
             .peers
             .iter()
             .map(|peer| {
@@ -89,6 +109,20 @@ impl Agent {
                 })
             })
             .collect();
+        for push in &parts.pushes {
+            let rows: Vec<Value> = parts
+                .trees
+                .iter()
+                .zip(&statuses)
+                .filter(|(owner, _)| push.setup.tree == owner.name)
+                .map(|(owner, tree)| push_tree(push, &owner.name, tree))
+                .collect();
+            let status = lock(&push.status).clone();
+            peers.push(json!({
+                "name": push.setup.name, "kind": "rsync", "state": peer_word(status.state), "error": status.error,
+                "rtt_ms": null, "last_seen_s": status.seen.map(|at| at.elapsed().as_secs_f64()), "trees": rows,
+            }));
+        }
         json!({
             "node": self.us.name, "id": self.us.key.fingerprint(), "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs_f64(), "config_error": *lock(&self.config_error),

@@ -25,6 +25,11 @@ const PROBLEMS: &[Column] = &[
     ("TIME", |row| show::field(row, "time")),
     ("REASON", |row| show::field(row, "reason")),
 ];
+const PUSH: &[Column] = &[
+    ("DOES", |row| show::field(row, "does")),
+    ("TREE", |row| show::field(row, "tree")),
+    ("PATH", |row| show::field(row, "path")),
+];
 const CONFLICTS: &[Column] = &[
     ("TREE", whose),
     ("PATH", |row| show::field(row, "path")),
@@ -69,6 +74,7 @@ impl Printer {
         let form = match request {
             Request::Log { .. } => Form::Log,
             Request::Problems { .. } => Form::List(PROBLEMS, "no problems"),
+            Request::Push { dry_run: true, .. } => Form::List(PUSH, "nothing to do"),
             Request::Conflicts { .. } => Form::List(CONFLICTS, "no conflicts"),
             Request::Versions { .. } => Form::List(VERSIONS, "no versions"),
             _ => Form::Other,
@@ -110,7 +116,8 @@ impl Printer {
 fn whose(row: &Value) -> String {
     match row.get("peer") {
         Some(peer) if row.get("tree").is_none_or(Value::is_null) => format!("peer {}", show::shown(peer)),
-        _ => show::field(row, "tree"),
+        Some(peer) => format!("{} on {}", show::field(row, "tree"), show::shown(peer)),
+        None => show::field(row, "tree"),
     }
 }
 

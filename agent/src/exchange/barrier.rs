@@ -29,6 +29,12 @@ impl Barrier {
     pub const fn new(head: u64, id: u64) -> Self {
         Self { head, id, asked: BTreeMap::new() }
     }
+
+    /// The place.
+    #[must_use]
+    pub const fn head(&self) -> u64 {
+        self.head
+    }
 }
 
 /// Says why a barrier is waited for in vain.

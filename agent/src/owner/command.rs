@@ -13,6 +13,7 @@ use pleach_store::rows::HistoryRow;
 use pleach_store::tree::{Conflict, DecideError, Kept, TreeError, Version};
 use tokio::sync::oneshot;
 
+use super::push::OWED_NAMED_MAX;
 use super::{Running, WaitHandle};
 use crate::machine::{chain, random_number};
 
@@ -24,6 +25,9 @@ pub const LOG_LINES_MAX: usize = 1_000;
 
 /// One line of the journal: its seq and what happened.
 pub type LogLine = (u64, HistoryRow);
+
+/// A path that a legacy daemon could not be given: the daemon, the path, the reason.
+pub type OwedPath = (String, TreePath, String);
 
 /// Says why a tree does not do as it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -46,6 +50,7 @@ pub enum Command {
     Rescan { reply: Reply<()> },
     Log { since: u64, reply: Reply<Vec<LogLine>> },
     Problems { reply: Reply<Vec<(TreePath, String)>> },
+    Owed { reply: Reply<Vec<OwedPath>> },
     Conflicts { top: TreePath, reply: Reply<Vec<Conflict>> },
     Resolve { top: TreePath, kept: Kept, reply: Reply<usize> },
     Versions { top: TreePath, reply: Reply<Vec<Version>> },
@@ -63,6 +68,7 @@ impl Command {
             }
             Self::Log { reply, .. } => drop(reply.send(Err(error))),
             Self::Problems { reply } => drop(reply.send(Err(error))),
+            Self::Owed { reply } => drop(reply.send(Err(error))),
             Self::Conflicts { reply, .. } => drop(reply.send(Err(error))),
             Self::Resolve { reply, .. } | Self::Restore { reply, .. } => drop(reply.send(Err(error))),
             Self::Versions { reply, .. } => drop(reply.send(Err(error))),
@@ -107,6 +113,14 @@ impl Running<'_> {
             Command::Problems { reply } => {
                 let found = self.tree.problems().iter().map(|(path, why)| (path.clone(), why.clone())).collect();
                 reply.send(Ok(found)).ok();
+            }
+            Command::Owed { reply } => {
+                let mut owed = Vec::new();
+                for peer in self.keeper.pushes.keys() {
+                    let found = self.tree.owed(peer, None, OWED_NAMED_MAX)?;
+                    owed.extend(found.into_iter().map(|(path, why)| (peer.clone(), path, why)));
+                }
+                reply.send(Ok(owed)).ok();
             }
             Command::Conflicts { top, reply } => {
                 reply.send(Ok(self.tree.conflicts(&top)?)).ok();

@@ -127,6 +127,7 @@ impl Running<'_> {
         take_facts(&mut self.tree, facts)?;
         if self.take_rules() {
             self.tree.scan_later();
+            self.push_all_again()?;
         }
         Ok(())
     }

@@ -137,8 +137,12 @@ impl Running<'_> {
             return true;
         }
         let now = self.now();
+        let to_push = match &waiter.stage {
+            Stage::Marker(_) => Vec::new(),
+            Stage::Taken(barrier) => self.left_to_push(barrier.head()),
+        };
         let exchange = &mut self.keeper.exchange;
-        let left = match &mut waiter.stage {
+        let mut left = match &mut waiter.stage {
             Stage::Marker(_) => vec!["changes on this disk are being taken in".to_owned()],
             Stage::Taken(barrier) => match exchange.outstanding(&self.tree, now, barrier) {
                 Ok(left) => left,
@@ -152,6 +156,7 @@ impl Running<'_> {
                 }
             },
         };
+        left.extend(to_push);
         if left.is_empty() {
             if let Stage::Taken(barrier) = &waiter.stage {
                 exchange.forget_barrier(barrier);

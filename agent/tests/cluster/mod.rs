@@ -238,7 +238,7 @@ fn named(rows: &Value, name: &str) -> Value {
 
 /// A port below those that the kernel gives to outgoing connections, so that none of them takes it
 /// while its agent is down.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 200).unwrap() * 100;
     loop {
