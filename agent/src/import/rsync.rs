@@ -4,36 +4,24 @@ use toml::Value;
 
 use super::draft::{Peer, Tree, strings};
 use super::pattern;
+use crate::push::check_options;
 
-/// What they ask for pleach does anyway, or it changes only what a person sees.
-const GIVEN: [&str; 27] = [
-    "archive",
-    "recursive",
+/// What they ask for pleach does anyway, or it changes only what a person sees; beside what the push says by itself.
+const GIVEN: [&str; 14] = [
     "dirs",
-    "links",
-    "perms",
-    "times",
-    "owner",
-    "group",
     "devices",
     "specials",
     "relative",
     "protect-args",
     "secluded-args",
     "one-file-system",
-    "verbose",
-    "quiet",
     "human-readable",
-    "progress",
-    "stats",
-    "itemize-changes",
-    "partial",
     "inplace",
-    "whole-file",
     "no-motd",
     "delay-updates",
-    "omit-dir-times",
     "out-format",
+    "log-file",
+    "info",
 ];
 /// Short options and their long names, as rsync(1) has them.
 const SHORT: [(char, &str); 34] = [
@@ -71,21 +59,6 @@ const SHORT: [(char, &str); 34] = [
     ('k', "copy-dirlinks"),
     ('L', "copy-links"),
     ('C', "cvs-exclude"),
-];
-/// Options that a daemon takes from us as they are.
-const PASSED: [&str; 12] = [
-    "compress",
-    "compress-level",
-    "compress-choice",
-    "checksum",
-    "hard-links",
-    "acls",
-    "xattrs",
-    "sparse",
-    "chmod",
-    "chown",
-    "numeric-ids",
-    "contimeout",
 ];
 /// Short options that take a value.
 const SHORT_WITH_VALUE: [char; 5] = ['e', 'f', 'B', 'T', 'M'];
@@ -176,9 +149,10 @@ impl Told {
     }
 
     fn option(&mut self, name: &str, value: Option<String>, tree: &mut Tree) {
+        let dashes = if name.starts_with('-') { "" } else { "--" };
         let shown = match &value {
-            Some(value) => format!("--{name}={value}"),
-            None => format!("--{name}"),
+            Some(value) => format!("{dashes}{name}={value}"),
+            None => format!("{dashes}{name}"),
         };
         match (name, value) {
             ("exclude", Some(value)) => match pattern::of_rsync(&value) {
@@ -208,18 +182,15 @@ impl Told {
             ("delete" | "delete-before" | "delete-during" | "delete-delay" | "delete-after" | "del", _) => {
                 self.delete = true;
             }
-            ("update", _) => {
-                tree.note("rsync's --update is left out: what changed here is sent, also over a younger file there");
-            }
             ("-e", Some(shell)) => {
                 tree.note(format!("rsync's -e {shell} is left out: an agent there makes the connection"));
             }
             (name, _) if GIVEN.contains(&name) => {}
-            (name, value) if PASSED.contains(&name) => self.passed.push(match value {
-                Some(value) => format!("--{name}={value}"),
-                None => format!("--{name}"),
-            }),
-            _ => tree.note(format!("rsync's {shown} has no counterpart and is left out")),
+            // What a config may add is what the push lets through.
+            _ => match check_options(std::slice::from_ref(&shown)) {
+                Ok(mut options) => self.passed.append(&mut options),
+                Err(why) => tree.note(format!("rsync's {shown} is left out: {why}")),
+            },
         }
     }
 
