@@ -1,7 +1,11 @@
 //! The root of a tree and pleach's own directory in it: whether this is still the directory that
 //! the store knows (LINUX.md §8), and the handles that work beneath it needs.
 
+use std::cell::RefCell;
 use std::io;
+use std::sync::Arc;
+
+use pleach_protocol::path::TreePath;
 
 use crate::vfs::{RootIdentity, Vfs};
 
@@ -40,6 +44,28 @@ pub struct Place<V: Vfs> {
     pub staging: V::Dir,
     /// `.pleach/vault`.
     pub vault: V::Dir,
+    /// The directory that was opened last to look at or put what is in it.
+    holder: RefCell<Option<(TreePath, Arc<V::Dir>)>>,
+}
+
+impl<V: Vfs> Place<V> {
+    /// The directory that holds a path: one opening serves a run of names. Somebody may have moved it
+    /// since, so nothing that is missing in it counts as gone.
+    pub(crate) fn holder(&self, vfs: &V, path: &TreePath) -> io::Result<Arc<V::Dir>> {
+        let mut last = self.holder.borrow_mut();
+        let dir = path.parent().unwrap_or_default();
+        if let Some((_, handle)) = last.as_ref().filter(|(known, _)| *known == dir) {
+            return Ok(Arc::clone(handle));
+        }
+        let handle = Arc::new(vfs.open_path(&self.root, &dir)?);
+        *last = Some((dir, Arc::clone(&handle)));
+        Ok(handle)
+    }
+
+    /// Opens the directory afresh at the next [`Place::holder`].
+    pub(crate) fn forget_holder(&self) {
+        self.holder.take();
+    }
 }
 
 impl<V: Vfs> std::fmt::Debug for Place<V> {
@@ -114,7 +140,7 @@ pub fn enter<V: Vfs>(vfs: &V, known: &RootIdentity) -> Result<(Place<V>, RootIde
     let private = open_or_make(vfs, &root, PRIVATE).map_err(RootError::Private)?;
     let staging = open_or_make(vfs, &private, STAGING).map_err(RootError::Private)?;
     let vault = open_or_make(vfs, &private, VAULT).map_err(RootError::Private)?;
-    Ok((Place { root, staging, vault }, identity))
+    Ok((Place { root, staging, vault, holder: RefCell::default() }, identity))
 }
 
 /// pleach's own directory, for probing.

@@ -31,6 +31,7 @@ mod displace;
 mod exchange;
 mod expire;
 mod fetch;
+mod hands;
 mod local;
 mod manifests;
 mod observe;

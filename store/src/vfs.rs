@@ -207,4 +207,8 @@ pub trait Vfs: Send + Sync + 'static {
     fn coarse_stamps(&self, private: &Self::Dir) -> io::Result<bool>;
     /// Whether this process may give files away (chown).
     fn may_chown(&self) -> bool;
+    /// How many threads gain from working here at once.
+    fn threads(&self) -> usize {
+        1
+    }
 }

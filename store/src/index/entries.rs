@@ -12,7 +12,7 @@ use crate::kv::Kv;
 use crate::rows::{self, EntryRow, RowError, Space};
 
 /// Rows that are kept as read. Those of the directories above what a batch is about are read most.
-const READ_MAX: usize = 512;
+const READ_MAX: usize = 2_048;
 
 /// Rows of entries that need no look into the store.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl EntryRows {
         }
     }
 
-    fn keep(&self, key: Vec<u8>, row: Option<EntryRow>) {
+    pub(super) fn keep(&self, key: Vec<u8>, row: Option<EntryRow>) {
         let mut read = self.read.borrow_mut();
         if read.len() >= READ_MAX {
             read.clear();

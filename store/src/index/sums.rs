@@ -134,9 +134,11 @@ impl<K: Kv> Index<K> {
                 self.sum_up(sum, &key, &pending)?;
             }
             match &pending.row {
-                Some(row) => self.pending.put(key, rows::seal(row)),
-                None => self.pending.delete(key),
+                Some(row) => self.pending.put(key.clone(), rows::seal(row)),
+                None => self.pending.delete(key.clone()),
             }
+            // Most are read again before long: what was merged is applied.
+            self.entries.keep(key, pending.row);
         }
         for (key, sum) in sums {
             match sum == SumRow::default() {

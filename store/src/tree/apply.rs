@@ -12,7 +12,7 @@ use pleach_protocol::session::What;
 use pleach_protocol::time::Time;
 use pleach_protocol::view::State;
 
-use super::content::{self, Building, Staged};
+use super::content::{self, Building, Staged, Whole};
 use super::perform::{Op, OpKind};
 use super::{Observed, PAUSE_SECS_MAX, Tree, TreeError, content_of, is_due};
 use crate::index;
@@ -60,8 +60,12 @@ pub struct Want {
 pub(super) enum Progress<V: Vfs> {
     /// To be planned (again).
     New,
+    /// A small content is on its way.
+    Coming(Hash),
     /// Content is on its way.
     Building(Box<Building<V>>),
+    /// A small content is here, in memory.
+    Whole(Whole),
     /// Content is here.
     Staged(Box<Staged<V>>),
 }
@@ -179,6 +183,7 @@ impl<V: Vfs> Applier<V> {
     pub(super) fn brings(&self, hash: Hash) -> bool {
         self.window.values().any(|w| match &w.progress {
             Progress::New => false,
+            Progress::Coming(of) | Progress::Whole(Whole { hash: of, .. }) => *of == hash,
             Progress::Building(building) => building.hash == hash,
             Progress::Staged(staged) => staged.hash == hash,
         })
@@ -386,8 +391,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         paths.sort_unstable();
         for (_, _, path) in paths {
             match self.apply.window.get(&path).map(|w| &w.progress) {
-                Some(Progress::Building(_)) => continue,
-                Some(Progress::Staged(_)) if hold => continue,
+                Some(Progress::Building(_) | Progress::Coming(_)) => continue,
+                Some(Progress::Staged(_) | Progress::Whole(_)) if hold => continue,
                 _ => {}
             }
             let row = self.index.row(&path)?;
@@ -408,13 +413,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Plan::Fail(reason) => self.fail(&path, reason),
                 Plan::Do(kind) => {
                     let view = self.index.view(&path, &row)?;
-                    let wanted = view.as_ref().and_then(|view| content_of(&view.value).1);
-                    // A content that came for an older view is not put where the view is something else by now.
-                    let staged = match self.apply.window.remove(&path).map(|w| w.progress) {
-                        Some(Progress::Staged(staged)) if Some(staged.hash) == wanted => Some(*staged),
-                        _ => None,
+                    let put = view.as_ref().filter(|_| kind == OpKind::Put).and_then(|v| content_of(&v.value).1);
+                    // What was staged may be for what the path was to show before.
+                    let (staged, content) = match self.apply.window.remove(&path).map(|w| w.progress) {
+                        Some(Progress::Staged(staged)) if put == Some(staged.hash) => (Some(*staged), None),
+                        Some(Progress::Whole(content)) if put == Some(content.hash) => (None, Some(content)),
+                        _ => (None, None),
                     };
-                    ops.push(Op { path, kind, row, view, staged });
+                    ops.push(Op { path, kind, row, view, staged, content });
                 }
             }
         }
@@ -424,8 +430,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether staged contents should wait for those on their way.
     fn holds_staged(&mut self) -> bool {
         let count = |of: fn(&Progress<V>) -> bool| self.apply.window.values().filter(|w| of(&w.progress)).count();
-        let building = count(|p| matches!(p, Progress::Building(_)));
-        let staged = count(|p| matches!(p, Progress::Staged(_)));
+        let building = count(|p| matches!(p, Progress::Building(_) | Progress::Coming(_)));
+        let staged = count(|p| matches!(p, Progress::Staged(_) | Progress::Whole(_)));
         let now = self.now();
         if building == 0 || staged == 0 || staged >= STAGED_ENOUGH {
             self.apply.held_since = None;
@@ -459,7 +465,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.take_context(path, &mut row);
             return Ok((Plan::Done, row));
         }
-        match self.observe_in(place, path, false, false)? {
+        let observed = match self.is_as_shown(place, path, &row, false) {
+            true => Observed::Same,
+            false => self.observe_in(place, path, false, false)?,
+        };
+        match observed {
             Observed::Busy => {
                 self.mark(path, false, false);
                 return Ok((Plan::Fail("a program is writing it".into()), row));

@@ -19,6 +19,8 @@ use crate::vfs::Vfs;
 
 /// Bytes that one call of the applier copies from this disk: the owner has others to serve.
 pub(super) const COPY_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// A content up to this length is held in memory until its batch is written, in bytes.
+const WHOLE_BYTES_MAX: u64 = 64 * 1024;
 /// A piece of a local copy.
 const PIECE_BYTES: usize = 128 * 1024;
 
@@ -70,6 +72,19 @@ pub(super) struct Source {
     pub(super) row: EntryRow,
 }
 
+/// A small content, verified, that is not on the disk yet.
+pub(super) struct Whole {
+    pub(super) hash: Hash,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Whole {
+    /// Takes bytes where they are the content.
+    fn verify(hash: Hash, bytes: Vec<u8>) -> Option<Self> {
+        (Hash(*blake3::hash(&bytes).as_bytes()) == hash).then_some(Self { hash, bytes })
+    }
+}
+
 /// A content that is whole and verified: nameless, or to be moved from its source.
 pub(super) struct Staged<V: Vfs> {
     pub(super) file: V::File,
@@ -90,20 +105,29 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<Plan, TreeError> {
         let Value::File { size, hash } = view.value else { return Ok(Plan::Wait) };
         let Some(work) = self.apply.window.get(path) else { return Ok(Plan::Wait) };
-        if matches!(&work.progress, Progress::Staged(staged) if staged.hash == hash) {
-            return Ok(Plan::Do(OpKind::Put));
+        match &work.progress {
+            Progress::Staged(staged) if staged.hash == hash => return Ok(Plan::Do(OpKind::Put)),
+            Progress::Whole(content) if content.hash == hash => return Ok(Plan::Do(OpKind::Put)),
+            _ => {}
         }
         let no_local = work.no_local;
-        let offered = self.apply.take_offer(path).filter(|content| Hash(*blake3::hash(content).as_bytes()) == hash);
-        if offered.is_none()
-            && !no_local
-            && let Some(staged) = self.find_move(place, row, view)?
-        {
+        let offered = match self.apply.take_offer(path) {
+            None if size == 0 => Some(Vec::new()),
+            other => other,
+        };
+        if let Some(content) = offered.and_then(|content| Whole::verify(hash, content)) {
+            return self.plan_whole(place, path, content);
+        }
+        if !no_local && let Some(staged) = self.find_move(place, row, view)? {
             self.begin_batch(place)?;
             self.apply.set_progress(path, Progress::Staged(Box::new(staged)));
             return Ok(Plan::Do(OpKind::Put));
         }
-        let resumable = offered.is_none() && size > self.options.resumable_bytes_min;
+        let resumable = size > self.options.resumable_bytes_min;
+        let source = if no_local { None } else { self.open_content(path, hash).ok() };
+        if size <= WHOLE_BYTES_MAX && !resumable && source.is_none() && self.find_old(path, row, (size, 0))?.is_none() {
+            return self.plan_coming(place, path, (hash, size), wants);
+        }
         let started = match self.open_large(place, path, (hash, size), resumable && !no_local)? {
             Some(started) => started,
             None => self.start_building(place, path, hash, size),
@@ -113,12 +137,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Err(error) => return Ok(Plan::Fail(format!("cannot be staged: {error}"))),
         };
         let id = building.want;
-        if offered.is_none() && size > 0 && !no_local && building.local.is_none() {
-            building.local = self.open_content(path, hash).ok().map(|source| {
-                match self.vfs.clone_content(&source, &building.file) {
-                    Ok(true) => Local::Cloned,
-                    _ => Local::Copied(source),
-                }
+        if building.local.is_none() {
+            building.local = source.map(|source| match self.vfs.clone_content(&source, &building.file) {
+                Ok(true) => Local::Cloned,
+                _ => Local::Copied(source),
             });
         }
         let there = match building.local {
@@ -126,7 +148,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Some(Local::Kept(there)) => Some(there),
             Some(_) => None,
         };
-        if let Some(there) = there.filter(|_| offered.is_none())
+        if let Some(there) = there
             && let Some(old) = self.find_old(path, row, (size, there))?
         {
             if !self.has_delta_room(size) {
@@ -143,11 +165,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         self.apply.set_progress(path, Progress::Building(Box::new(building)));
         self.apply.wants.insert(id, path.clone());
-        if let Some(content) = offered {
-            self.receive(id, 0, &content, true)?;
-        } else if size == 0 {
-            self.receive(id, 0, &[], true)?;
-        } else if local {
+        if local {
             self.copy_on(path)?;
         } else if joined {
             self.start_delta(path)?;
@@ -160,8 +178,65 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
+    /// A small content is here; it goes to the disk with its batch.
+    fn plan_whole(&mut self, place: &Place<V>, path: &TreePath, content: Whole) -> Result<Plan, TreeError> {
+        let dropped = self.drop_partial(place, path);
+        dropped.map_err(|source| TreeError::Disk { what: "clearing staging", source })?;
+        self.apply.set_progress(path, Progress::Whole(content));
+        Ok(Plan::Do(OpKind::Put))
+    }
+
+    /// Asks for a small content; nothing of it is on the disk before all of it is here.
+    fn plan_coming(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        (hash, size): (Hash, u64),
+        wants: &mut Vec<Want>,
+    ) -> Result<Plan, TreeError> {
+        let dropped = self.drop_partial(place, path);
+        dropped.map_err(|source| TreeError::Disk { what: "clearing staging", source })?;
+        let id = self.next_want();
+        self.apply.set_progress(path, Progress::Coming(hash));
+        self.apply.wants.insert(id, path.clone());
+        wants.push(Want { id, path: path.clone(), hash, size, what: What::From(0) });
+        Ok(Plan::Wait)
+    }
+
+    /// Takes a small content in one piece; one that comes in several is built like any other.
+    fn receive_small(
+        &mut self,
+        id: WantId,
+        path: &TreePath,
+        hash: Hash,
+        bytes: &[u8],
+        last: bool,
+    ) -> Result<bool, TreeError> {
+        if last && bytes.len() as u64 <= WHOLE_BYTES_MAX {
+            match Whole::verify(hash, bytes.to_vec()) {
+                Some(content) => {
+                    self.apply.wants.remove(&id);
+                    self.apply.set_progress(path, Progress::Whole(content));
+                }
+                None => self.missing(id, "the content changed while it was sent")?,
+            }
+            return Ok(true);
+        }
+        let place = self.enter()?;
+        match self.start_building(&place, path, hash, WHOLE_BYTES_MAX) {
+            Ok(building) => {
+                self.apply.set_progress(path, Progress::Building(Box::new(Building { want: id, ..building })));
+                Ok(false)
+            }
+            Err(error) => {
+                self.missing(id, &format!("cannot be staged: {error}"))?;
+                Ok(true)
+            }
+        }
+    }
+
     /// Opens the handle by which a batch is made durable, before its first write.
-    fn begin_batch(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+    pub(super) fn begin_batch(&mut self, place: &Place<V>) -> Result<(), TreeError> {
         if self.apply.sync.is_none() {
             let opened = self.vfs.sync_handle(&place.root);
             self.apply.sync = Some(opened.map_err(|source| TreeError::Disk { what: "opening the root", source })?);
@@ -173,7 +248,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.apply.sync.is_none() {
             self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
         }
-        let dir = self.vfs.open_path(&place.root, &path.parent().unwrap_or_default())?;
+        let dir = place.holder(&self.vfs, path)?;
         let file = match self.vfs.create_temp(&dir) {
             // It gets its name while the directory is open for us.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.vfs.create_temp(&place.staging)?,
@@ -314,6 +389,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return self.receive_manifest(&path, offset, bytes, last);
         }
         let Some(path) = self.apply.wants.get(&id).cloned() else { return Ok(()) };
+        if let Some(Work { progress: Progress::Coming(hash), .. }) = self.apply.window.get(&path)
+            && self.receive_small(id, &path, *hash, bytes, last && offset == 0)?
+        {
+            return Ok(());
+        }
         let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(&path) else {
             return Ok(());
         };

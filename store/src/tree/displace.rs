@@ -184,6 +184,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         loop {
             let rows: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, 512)?;
             let Some((last, _)) = rows.last() else { return Ok(()) };
+            self.motion.note_versions();
             start.clone_from(last);
             start.push(0);
             for (key, row) in rows {

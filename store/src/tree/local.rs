@@ -36,11 +36,17 @@ pub(super) struct Motion {
     /// What users took from a path that peers had heard of: perhaps it comes back under another, and
     /// then a peer has it.
     departed: BTreeSet<Hash>,
+    /// Whether the vault may hold anything: looking for a content there costs a read of the store.
+    has_versions: bool,
 }
 
 impl Motion {
     pub(super) fn leave(&mut self, hash: Hash, path: &TreePath) {
         self.leaving.insert((hash, path.clone()));
+    }
+
+    pub(super) const fn note_versions(&mut self) {
+        self.has_versions = true;
     }
 
     pub(super) fn nothing_leaves(&mut self) {
@@ -115,6 +121,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if let (Some(hash), false, "deleted" | "replaced") = (row.hash, row.open, row.reason.as_str()) {
             self.motion.vault(hash, path, id);
         }
+        self.motion.note_versions();
         self.index.put_other(rows::vault_key(path, id), row);
     }
 
@@ -136,8 +143,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(file);
         }
         let (start, end) = rows::vault_range(path);
-        let versions: Vec<(Vec<u8>, VaultRow)> =
-            self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?;
+        let versions: Vec<(Vec<u8>, VaultRow)> = match self.motion.has_versions {
+            true => self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?,
+            false => Vec::new(),
+        };
         for (key, _) in versions.iter().rev().filter(|(_, row)| row.hash == Some(hash)) {
             if let Some(file) = rows::key_vault(key).and_then(|(_, id)| self.open_version(&root, id)) {
                 return Ok(file);

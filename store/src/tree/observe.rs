@@ -12,7 +12,7 @@ use crate::kv::Kv;
 use crate::look::{self, Care, Found, Look};
 use crate::root::Place;
 use crate::rows::{EntryRow, Pairing, ShownRow, Stamp};
-use crate::vfs::Vfs;
+use crate::vfs::{Kind, Vfs};
 
 /// Rows of a vanished directory that are looked at in one go.
 const SUBTREE_ROWS: usize = 1_000;
@@ -35,6 +35,11 @@ pub enum Observed {
     Skipped,
     /// The path could not be read; it is listed as a problem.
     Problem,
+}
+
+/// Whether there is no directory (any more) where one was to be opened.
+pub(super) fn is_no_dir(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
@@ -68,6 +73,28 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.judge(path, row, seen)
     }
 
+    /// Whether a look at a path can only find what is recorded, by its stamp or because nothing is there and
+    /// nothing was: most often it is our own change that an event tells of. `row` is the path's.
+    pub(super) fn is_as_shown(&self, place: &Place<V>, path: &TreePath, row: &EntryRow, rehash: bool) -> bool {
+        let listed = self.problems.contains_key(path) || self.mounts.contains(path) || !self.unseen.is_empty();
+        if listed || !self.index.meta().paired {
+            return false;
+        }
+        let Ok(found) = place.holder(&self.vfs, path).and_then(|dir| self.vfs.stat(&dir, path.name())) else {
+            return false;
+        };
+        let shown = row.shown.as_ref().filter(|shown| shown.shown.state.is_some());
+        match (found, shown) {
+            (None, None) => row.pairing == Pairing::No,
+            (Some(meta), Some(shown)) => {
+                let alone = meta.kind == Kind::Dir || meta.links == 1;
+                let trusted = !rehash && !shown.provisional && shown.stamp == Some(look::stamp_of(&meta));
+                trusted && alone && !meta.mount_point && shown.shown.context == row.entry.context
+            }
+            _ => false,
+        }
+    }
+
     /// How this tree looks at what users change.
     pub(super) fn care(&self) -> Care {
         let settle = self.options.settle;
@@ -78,7 +105,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub(super) fn open_parent(&self, place: &Place<V>, path: &TreePath) -> io::Result<Option<V::Dir>> {
         match self.vfs.open_path(&place.root, &path.parent().unwrap_or_default()) {
             Ok(dir) => Ok(Some(dir)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => Ok(None),
+            Err(error) if is_no_dir(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }

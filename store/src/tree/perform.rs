@@ -6,10 +6,12 @@ use std::io;
 use pleach_protocol::entry::{Content, Hash, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
-use pleach_protocol::view::{self, State, default_mode};
+use pleach_protocol::view::{self, State};
 
-use super::content::{Origin, Source, Staged};
+use super::content::{Origin, Source, Staged, Whole};
 use super::displace::id_name;
+use super::hands;
+use super::observe::is_no_dir;
 use super::{Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::stamp_of;
@@ -50,6 +52,8 @@ pub(super) struct Op<V: Vfs> {
     pub(super) row: EntryRow,
     pub(super) view: Option<State>,
     pub(super) staged: Option<Staged<V>>,
+    /// A small content that is here and not on the disk yet.
+    pub(super) content: Option<Whole>,
 }
 
 impl<V: Vfs> Op<V> {
@@ -59,7 +63,7 @@ impl<V: Vfs> Op<V> {
     }
 
     /// The path in the tree that it comes from.
-    fn moved_from(&self) -> Option<&TreePath> {
+    pub(super) fn moved_from(&self) -> Option<&TreePath> {
         match &self.source()?.origin {
             Origin::Tree(from) => Some(from),
             Origin::Vault(..) | Origin::Staging(_) => None,
@@ -87,19 +91,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Carries out a batch. Content is durable before its name, intents before any name. Says whether
     /// anything came of it but races.
     pub(super) fn perform(&mut self, place: &Place<V>, ops: Vec<Op<V>>) -> Result<bool, TreeError> {
-        let mut ops = self.stamp_staged(ops);
+        let mut ops = self.stage(place, ops)?;
         if ops.is_empty() {
             // All of them became problems.
             return Ok(true);
         }
         order(&mut ops);
         let failed_sync = |source| TreeError::Disk { what: "making content durable", source };
-        let staged: Vec<&V::File> = ops.iter().filter_map(|op| Some(&op.staged.as_ref()?.file)).collect();
-        if staged.len() <= SYNC_ONE_BY_ONE_MAX {
-            staged.iter().try_for_each(|file| self.vfs.sync_data(file)).map_err(failed_sync)?;
-        } else if let Some(handle) = &self.apply.sync {
-            self.vfs.sync_all(handle).map_err(failed_sync)?;
-        }
         let ids: Vec<u64> = ops.iter().map(|_| self.index.next_id()).collect();
         let batch_key = rows::number_key(Space::Intent, self.index.next_id());
         let intents: Vec<Intent> = ops
@@ -108,15 +106,24 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             .map(|(op, id)| self.intent(op, *id))
             .collect::<io::Result<_>>()
             .map_err(failed_sync)?;
-        self.index.put_other(batch_key.clone(), &intents);
-        self.index.flush()?;
+        let staged: Vec<&V::File> = ops.iter().filter_map(|op| Some(&op.staged.as_ref()?.file)).collect();
+        let (vfs, handle) = (&self.vfs, self.apply.sync.as_ref());
+        let sync = || match handle {
+            Some(handle) if staged.len() > SYNC_ONE_BY_ONE_MAX => vfs.sync_all(handle),
+            _ => staged.iter().try_for_each(|file| vfs.sync_data(file)),
+        };
+        let index = &mut self.index;
+        let intend = || {
+            index.put_other(batch_key.clone(), &intents);
+            index.flush()
+        };
+        let (synced, intended) = hands::both(vfs, sync, intend);
+        synced.map_err(failed_sync)?;
+        intended?;
         let parents = self.parents_before(place, &ops)?;
         let handle = self.vfs.sync_handle(&place.root).map_err(failed_sync)?;
         let unlocked = self.unlock(place, &parents);
-        let mut outcomes = Vec::with_capacity(ops.len());
-        for (op, id) in ops.iter().zip(&ids) {
-            outcomes.push(self.carry_out(place, op, *id));
-        }
+        let outcomes = self.carry_all_out(place, &ops, &ids);
         self.restore_times(place, &parents)?;
         self.lock_again(place, &unlocked);
         let raced = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Raced))).count();
@@ -131,38 +138,32 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {
             self.conclude(place, op, id, outcome)?;
         }
+        // Durable with the next flush, before anybody is told: until then the intents say it.
         self.index.delete(batch_key);
-        self.index.flush()?;
         Ok(progress)
     }
 
-    /// Sets owner, mode and time on staged content, before it is written back. What does not take
-    /// them is a problem of its path.
-    fn stamp_staged(&mut self, ops: Vec<Op<V>>) -> Vec<Op<V>> {
-        let mut stamped = Vec::with_capacity(ops.len());
-        for op in ops {
-            let done = match (&op.staged, &op.view) {
-                // It has them, and its name is still a user's.
-                _ if op.moved_from().is_some() => Ok(()),
-                (Some(staged), Some(view)) => self.vfs.set_file_attributes(&staged.file, &self.attributes(view)),
-                _ => Ok(()),
-            };
-            match done {
-                Ok(()) => stamped.push(op),
-                Err(error) => self.fail(&op.path, format!("its mode, owner or time cannot be set: {error}")),
+    /// Makes all contents of a batch whole, before they are written back. What cannot be is a problem of
+    /// its path.
+    fn stage(&mut self, place: &Place<V>, mut ops: Vec<Op<V>>) -> Result<Vec<Op<V>>, TreeError> {
+        if ops.iter().any(|op| op.content.is_some()) {
+            self.begin_batch(place)?;
+        }
+        let (owners, staging) = (self.owners, &place.staging);
+        let staged = hands::each(&self.vfs, &place.root, &mut ops, |hands, op| hands.stage(op, staging, owners));
+        let mut whole = Vec::with_capacity(ops.len());
+        for (op, staged) in ops.into_iter().zip(staged) {
+            match staged {
+                Ok(()) => whole.push(op),
+                Err(error) => self.fail(&op.path, format!("cannot be staged with its mode, owner and time: {error}")),
             }
         }
-        stamped
+        Ok(whole)
     }
 
     /// What to set so that a file shows `view`.
     pub(super) fn attributes(&self, view: &State) -> SetAttributes {
-        let access = view.access.as_ref();
-        SetAttributes {
-            owner: access.filter(|_| self.owners).map(|a| (a.owner.id, a.group.id)),
-            mode: Some(access.map_or(default_mode(view.value.kind()), |a| a.mode)),
-            mtime: view.mtime,
-        }
+        hands::attributes(view, self.owners)
     }
 
     fn intent(&self, op: &Op<V>, id: u64) -> io::Result<Intent> {
@@ -276,8 +277,30 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.vfs.sync_dir(&place.staging)
     }
 
+    /// Carries changes out in their order; new files get their names last, for nothing waits for those.
+    fn carry_all_out(&self, place: &Place<V>, ops: &[Op<V>], ids: &[u64]) -> Vec<io::Result<Outcome>> {
+        place.forget_holder();
+        let (mut new, mut outcomes) = (Vec::new(), Vec::with_capacity(ops.len()));
+        for (op, id) in ops.iter().zip(ids) {
+            if hands::is_new_file(op) {
+                new.push(op);
+                outcomes.push(None);
+            } else {
+                outcomes.push(Some(self.carry_out(place, op, *id)));
+            }
+        }
+        let owners = self.owners;
+        let mut named = hands::each(&self.vfs, &place.root, &mut new, |hands, op| hands.name(op, owners)).into_iter();
+        let outcome = |outcome: Option<_>| outcome.or_else(|| named.next()).unwrap_or(Ok(Outcome::Raced));
+        outcomes.into_iter().map(outcome).collect()
+    }
+
     fn carry_out(&self, place: &Place<V>, op: &Op<V>, id: u64) -> io::Result<Outcome> {
-        let Some(dir) = self.open_parent(place, &op.path)? else { return Ok(Outcome::Raced) };
+        let dir = match place.holder(&self.vfs, &op.path) {
+            Ok(dir) => dir,
+            Err(error) if is_no_dir(&error) => return Ok(Outcome::Raced),
+            Err(error) => return Err(error),
+        };
         let name = op.path.name();
         match op.kind {
             OpKind::Put => self.put(place, &dir, op, id),
@@ -303,13 +326,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && partial.is_none()
         {
             return self.move_in(place, dir, op, source);
-        }
-        if let (false, Some(staged)) = (replaces, &op.staged) {
-            return match self.vfs.link_temp(&staged.file, dir, name) {
-                Ok(()) => self.stamp_of_put(dir, op),
-                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(Outcome::Raced),
-                Err(error) => Err(error),
-            };
         }
         match (&op.staged, op.view.as_ref().map(|v| &v.value)) {
             _ if let Some(partial) = &partial => {
@@ -339,7 +355,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.unstage(place, &staged_name, partial.as_deref())?;
             return Ok(Outcome::Raced);
         }
-        self.stamp_of_put(dir, op)
+        hands::stamp_of_put(&self.vfs, dir, op, self.owners)
     }
 
     /// A content did not get its name: a large one is kept, under its own id.
@@ -385,30 +401,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Err(error) => Err(error),
             };
         }
-        self.stamp_of_put(dir, op)
+        hands::stamp_of_put(&self.vfs, dir, op, self.owners)
     }
 
     fn is_dir(&self, dir: &V::Dir, name: &[u8]) -> io::Result<bool> {
         Ok(self.vfs.stat(dir, name)?.is_some_and(|m| m.kind == crate::vfs::Kind::Dir))
-    }
-
-    /// Reads the stamp of what we put there. Only where inode, size, mode, owner and time are as
-    /// we set them is it ours; anything else is somebody's write, and will be looked at.
-    fn stamp_of_put(&self, dir: &V::Dir, op: &Op<V>) -> io::Result<Outcome> {
-        let (meta, provisional) = match &op.staged {
-            Some(staged) => (Some(self.vfs.stat_file(&staged.file)?), self.vfs.writers(&staged.file) == Writers::Some),
-            None => (self.vfs.stat(dir, op.path.name())?, false),
-        };
-        let (Some(meta), Some(view)) = (meta, &op.view) else {
-            return Ok(Outcome::Done { stamp: None, provisional: true });
-        };
-        let set = self.attributes(view);
-        let size_kept = op.staged.as_ref().is_none_or(|s| s.size == meta.size);
-        let ours = size_kept
-            && set.mtime.is_none_or(|t| t == meta.mtime)
-            && set.owner.is_none_or(|o| o == (meta.uid, meta.gid))
-            && (op.staged.is_none() || set.mode == Some(meta.mode));
-        Ok(Outcome::Done { stamp: ours.then(|| stamp_of(&meta)), provisional: provisional || !ours })
     }
 
     /// Moves a name into staging, where it is judged before it is filed.

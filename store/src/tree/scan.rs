@@ -303,10 +303,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn catch_up_with_gone(&mut self) -> Result<(), TreeError> {
-        if self.dirty.len() < 2 {
+        if self.dirty.is_empty() {
             return Ok(());
         }
         let place = self.enter()?;
+        self.pass_over_known(&place)?;
+        if self.dirty.len() < 2 {
+            return Ok(());
+        }
         let gone = |path: &TreePath| match self.open_parent(&place, path) {
             Ok(Some(dir)) => self.vfs_lacks(&dir, path),
             Ok(None) => true,
@@ -316,6 +320,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for path in gone {
             self.dirty.remove(&path);
             self.observe_in(&place, &path, false, false)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves out those dirty paths that show what is recorded: our own changes cost one call each.
+    fn pass_over_known(&mut self, place: &Place<V>) -> Result<(), TreeError> {
+        let due = std::mem::take(&mut self.dirty);
+        for (path, how) in due {
+            if !self.is_as_shown(place, &path, &self.index.row(&path)?, how.rehash) {
+                self.dirty.insert(path, how);
+            }
         }
         Ok(())
     }
