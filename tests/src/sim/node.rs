@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession};
-use pleach_protocol::entry::Entry;
+use pleach_protocol::entry::{Entry, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, SessionError, TreeOffer};
 use pleach_protocol::version::NodeId;
@@ -504,6 +504,17 @@ impl SimNode {
             seen.kind == Kind::File && counts && seen.content.starts_with(b"content ")
         });
         files.map(|(_, seen)| seen.content).collect()
+    }
+
+    /// Whether a directory here lives only for what is beneath and nothing says whose it is: it has no access of
+    /// its own, and no real ancestor (DESIGN.md §2, "derived"). It keeps what made it.
+    pub(super) fn leaves_owner_open(&self, path: &[u8]) -> bool {
+        let view = || {
+            let index = self.model.tree.as_ref()?.index();
+            let path = TreePath::parse(path).ok()?;
+            index.view(&path, &index.row(&path).ok()?).ok()?
+        };
+        view().is_some_and(|view| view.value == Value::Dir && view.access.is_none())
     }
 
     /// What the disk and the index say of a path.

@@ -256,7 +256,7 @@ impl Rest {
         if known.links < 2 || known.kind != Kind::File {
             return;
         }
-        for other in PATHS {
+        for other in PATHS.into_iter().chain([".swap~"]) {
             if user.stat(other).is_ok_and(|meta| meta.inode == known.inode) {
                 self.touch(other);
             }
