@@ -344,6 +344,14 @@ impl<K: Kv> Index<K> {
         self.pending.delete(key);
     }
 
+    /// Reads one row of any other keyspace.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn other<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>> {
+        self.get(key)
+    }
+
     /// Reads rows of any other keyspace.
     ///
     /// # Errors

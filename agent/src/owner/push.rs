@@ -1,5 +1,7 @@
 //! What the pushing tasks ask of a tree's owner: plans, and notes of how they ended.
 
+use std::time::{Duration, Instant};
+
 use pleach_protocol::path::TreePath;
 use pleach_store::rows::PushRow;
 use pleach_store::tree::{PushPlan, PushResult, TreeError};
@@ -7,7 +9,9 @@ use pleach_store::tree::{PushPlan, PushResult, TreeError};
 use super::{CommandError, Reply, Running};
 
 /// Paths of one push.
-const PUSH_PATHS_MAX: usize = 20_000;
+const PUSH_PATHS_MAX: usize = 10_000;
+/// How often a queue is counted.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
 /// Changes that are counted one by one for a status.
 const COUNTED_MAX: usize = 1_000;
 /// Paths that are owed are named up to here.
@@ -88,8 +92,8 @@ pub struct PushProgress {
     pub to_send_bytes: u64,
     /// Why it does not go on.
     pub error: Option<String>,
-    /// Head and place for which the two numbers were counted.
-    counted: Option<(u64, u64)>,
+    /// Head and place for which the two numbers were counted, and when.
+    counted: Option<(u64, u64, Instant)>,
 }
 
 impl Running<'_> {
@@ -171,9 +175,13 @@ impl Running<'_> {
     pub(super) fn show_pushes(&mut self) -> Result<(), TreeError> {
         let head = self.tree.head();
         for progress in self.keeper.pushes.values_mut() {
-            if progress.counted != Some((head, progress.seq)) {
+            let same = progress.counted.is_some_and(|(at, seq, _)| (at, seq) == (head, progress.seq));
+            let fresh = progress.counted.is_some_and(|(_, _, when)| when.elapsed() < COUNT_EVERY);
+            // A long queue is not counted again at each change.
+            let waits = fresh && progress.to_send > 0 && progress.seq < head;
+            if !same && !waits {
                 (progress.to_send, progress.to_send_bytes) = self.tree.left_behind(progress.seq, COUNTED_MAX)?;
-                progress.counted = Some((head, progress.seq));
+                progress.counted = Some((head, progress.seq, Instant::now()));
             }
         }
         Ok(())

@@ -187,11 +187,10 @@ impl<'a> Carrier<'a> {
                 let why = ended.why_of(&item.path);
                 self.result.owed.push((item.path, why));
             } else {
-                // It vanished before it was sent; its deletion, or what takes its place, is in the journal.
-                self.result.settled.push(item.path.clone());
                 if item.first {
-                    self.result.gone.push(item.path);
+                    self.result.gone.push(item.path.clone());
                 }
+                self.result.missing.push(item.path);
             }
         }
         Ok(())

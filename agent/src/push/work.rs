@@ -24,7 +24,7 @@ use crate::owner::{Applied, CommandError, Event, PlanOf, PushAsk, PushPlace, Rep
 use crate::peer::{PeerState, PeerStatus};
 
 /// A burst is gathered until nothing came for so long …
-const QUIET: Duration = Duration::from_millis(30);
+const QUIET: Duration = Duration::from_millis(10);
 /// … at most for so long.
 const GATHER_MAX: Duration = Duration::from_secs(2);
 /// The pause before another try is this part of the time that it failed …
@@ -79,6 +79,7 @@ pub(super) struct Worker<'a> {
     status: Arc<Mutex<PeerStatus>>,
     commands: &'a mut UnboundedReceiver<PushCommand>,
     place: Option<PushPlace>,
+    began: Time,
     /// Whether the daemon answered since the last failure.
     answers: bool,
     failing: Option<Instant>,
@@ -101,6 +102,7 @@ impl<'a> Worker<'a> {
             status,
             commands,
             place: None,
+            began: now(),
             answers: false,
             failing: None,
             deletes_first: false,
@@ -296,8 +298,8 @@ impl<'a> Worker<'a> {
         let schedule = self.setup.full_check.as_ref()?;
         let checked = self.place.as_ref()?.row.checked;
         let now = local(now());
-        // The first one is the next; one that was missed is made up for.
-        let after = if checked == Time::default() { now } else { local(checked).min(now) };
+        // The first one is the next since the start; one that was missed is made up for.
+        let after = local(if checked == Time::default() { self.began } else { checked }).min(now);
         let at = schedule.next(after)?;
         Some((at - now).to_std().unwrap_or(Duration::ZERO))
     }

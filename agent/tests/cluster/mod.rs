@@ -29,6 +29,8 @@ pub struct Node {
     pub dir: PathBuf,
     pub port: u16,
     pub key: String,
+    /// Comes before everything else on the agent's `PATH`.
+    pub programs: Option<PathBuf>,
     config: String,
     agent: Option<Child>,
 }
@@ -39,7 +41,15 @@ impl Node {
         let dir = base.join(name);
         fs::create_dir_all(dir.join("tree")).unwrap();
         let port = free_port();
-        let mut node = Self { name: name.into(), dir, port, key: String::new(), config: String::new(), agent: None };
+        let mut node = Self {
+            name: name.into(),
+            dir,
+            port,
+            key: String::new(),
+            programs: None,
+            config: String::new(),
+            agent: None,
+        };
         node.say(&format!(
             "[node]\nname = \"{name}\"\nlisten = \"127.0.0.1:{port}\"\nstate = {:?}\nlog = \"debug\"\n",
             node.state()
@@ -116,6 +126,13 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
         command.args(["agent", "--config"]).arg(self.config_file()).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(log);
+        if let Some(programs) = &self.programs {
+            let rest = std::env::var_os("PATH").unwrap_or_default();
+            let mut all = programs.clone().into_os_string();
+            all.push(":");
+            all.push(rest);
+            command.env("PATH", all);
+        }
         // So that no agent outlives a test that was killed.
         #[allow(unsafe_code, reason = "prctl is safe to call between fork and exec")]
         unsafe {

@@ -81,6 +81,8 @@ impl PushPlan {
 pub struct PushResult {
     /// What is there now as it was planned.
     pub there: Vec<PushItem>,
+    /// What was not here when it was to be sent.
+    pub missing: Vec<TreePath>,
     /// Files of which part may be there.
     pub unsure: Vec<TreePath>,
     /// What is not there.
@@ -126,9 +128,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// The store's.
     pub fn push_row(&self, peer: &str) -> Result<Option<PushRow>, TreeError> {
-        let key = rows::push_key(peer);
-        let end = [&key[..], &[0]].concat();
-        Ok(self.index.others(&key, &end, 1)?.pop().map(|(_, row)| row))
+        Ok(self.index.other(&rows::push_key(peer))?)
     }
 
     /// Stores it.
@@ -279,9 +279,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     fn pushed(&self, peer: &str, path: &TreePath) -> Result<Option<PushedRow>, TreeError> {
-        let key = rows::pushed_key(Space::Pushed, peer, path);
-        let end = behind(key.clone());
-        Ok(self.index.others(&key, &end, 1)?.pop().map(|(_, row)| row))
+        Ok(self.index.other(&rows::pushed_key(Space::Pushed, peer, path))?)
     }
 
     fn plan_path(&self, peer: &str, path: &TreePath, plan: &mut PushPlan) -> Result<(), TreeError> {
@@ -398,6 +396,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let row = PushedRow { dir: item.dir, hash: item.hash };
             self.index.put_other(rows::pushed_key(Space::Pushed, peer, &item.path), &row);
             self.index.commit_if_large()?;
+        }
+        for path in &result.missing {
+            // Gone meanwhile: that is in the journal, or will be. Else the whole root was another one.
+            let row = self.index.row(path)?;
+            let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+            if index::is_live(&row) && shown {
+                let row = ProblemRow { time: self.now(), reason: "it was not here when it was to be sent".to_owned() };
+                self.index.put_other(rows::pushed_key(Space::Owed, peer, path), &row);
+                self.index.commit_if_large()?;
+            }
         }
         for path in &result.unsure {
             let row = PushedRow { dir: false, hash: None };
