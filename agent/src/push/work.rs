@@ -25,8 +25,9 @@ use crate::peer::{PeerState, PeerStatus};
 
 /// A burst is gathered until nothing came for so long …
 const QUIET: Duration = Duration::from_millis(10);
-/// … at most for so long.
-const GATHER_MAX: Duration = Duration::from_secs(2);
+/// … at most for so long, the second where so many changes came by then.
+const GATHER_MAX: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+const BURST_MIN: u64 = 500;
 /// The pause before another try is this part of the time that it failed …
 const PAUSE_PART: u32 = 10;
 /// … within these bounds; the second ones where the daemon refused.
@@ -238,9 +239,14 @@ impl<'a> Worker<'a> {
     /// Waits for the end of a burst.
     async fn gather(&mut self) {
         let began = Instant::now();
-        while began.elapsed() < GATHER_MAX {
+        loop {
+            let waiting = self.applied().map_or(0, |applied| applied.seq.saturating_sub(self.row().seq));
+            let longest = if waiting >= BURST_MIN { GATHER_MAX.1 } else { GATHER_MAX.0 };
+            if began.elapsed() >= longest {
+                return;
+            }
             match timeout(QUIET, self.source.applied.changed()).await {
-                Ok(Ok(())) => drop(self.source.applied.borrow_and_update()),
+                Ok(Ok(())) => {}
                 Err(_) if self.source.applied.borrow().is_some_and(|applied| !applied.quiet) => {}
                 _ => return,
             }
