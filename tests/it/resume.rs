@@ -153,3 +153,20 @@ fn what_does_not_add_up_is_thrown_away_and_asked_for_anew() {
     rest(&mut a, &mut b);
     assert_eq!(staged(&b), 0);
 }
+
+/// Found by seeds 157, 381 and 667: the file got the link's name and counted as what the path was to show.
+#[test]
+fn what_is_staged_for_a_file_is_not_put_where_a_link_is_to_be_by_now() {
+    for size in [20_000, 100_000, SIZE] {
+        let (mut a, mut b) = pair();
+        a.disk.user().write("f", &large(0)[..size]).unwrap();
+        let want = one(&ask(&mut a, &mut b));
+        let to = b.tree.as_mut().unwrap();
+        to.receive(want.id, 0, &large(0)[..size], true).unwrap();
+        a.disk.user().remove("f").unwrap();
+        a.disk.user().symlink("elsewhere", "f").unwrap();
+        assert_eq!(ask(&mut a, &mut b), []);
+        rest(&mut a, &mut b);
+        assert_eq!((staged(&b), in_vault(&b)), (0, 0));
+    }
+}

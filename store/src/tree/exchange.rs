@@ -14,8 +14,9 @@ use crate::kv::Kv;
 use crate::rows::{self, CursorRow};
 use crate::vfs::Vfs;
 
-/// Journal rows looked at for one batch.
-const JOURNAL_ROWS: usize = 256;
+/// Journal rows read at a time, and how often for one batch.
+const JOURNAL_ROWS: usize = 32;
+const JOURNAL_READS: usize = 8;
 /// Content up to this length travels with its announcement.
 pub const INLINE_BYTES_MAX: u64 = 16 * 1024;
 
@@ -30,6 +31,35 @@ pub struct Life {
 
 /// A batch for a peer: rows, the names of their writers, and the position that it reaches.
 pub type Rows = (Vec<Announcement>, Vec<(Actor, String)>, u64);
+
+/// The directory that contents were read from last: one opening serves a run of names.
+struct Contents<V: Vfs> {
+    root: Option<V::Dir>,
+    holder: Option<(TreePath, V::Dir)>,
+}
+
+impl<V: Vfs> Default for Contents<V> {
+    fn default() -> Self {
+        Self { root: None, holder: None }
+    }
+}
+
+impl<V: Vfs> Contents<V> {
+    fn holder(&mut self, vfs: &V, path: &TreePath) -> io::Result<&V::Dir> {
+        let dir = path.parent().unwrap_or_default();
+        let handle = match self.holder.take().filter(|(known, _)| *known == dir) {
+            Some((_, handle)) => handle,
+            None => {
+                let root = match self.root.take() {
+                    Some(root) => root,
+                    None => vfs.root()?,
+                };
+                vfs.open_path(self.root.insert(root), &dir)?
+            }
+        };
+        Ok(&self.holder.insert((dir, handle)).1)
+    }
+}
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Where this node is in a peer's journal, where it ever was.
@@ -61,39 +91,59 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         bytes_max: usize,
         peer: (NodeId, [u8; 16]),
     ) -> Result<Rows, TreeError> {
-        let journal = self.index.journal(after, JOURNAL_ROWS)?;
-        let whole = journal.len() < JOURNAL_ROWS;
         let (mut rows, mut names, mut upto, mut bytes) = (Vec::new(), std::collections::BTreeMap::new(), after, 0);
-        for (seq, path) in journal {
-            if seq > head || bytes >= bytes_max {
-                return Ok((rows, names.into_iter().collect(), upto));
-            }
-            upto = seq;
-            let row = self.index.row(&path)?;
-            if row.taught_by == Some(peer) {
-                continue;
-            }
-            let content = self.inline_content(&path, &row);
-            for dot in row.entry.context.iter() {
-                if let Some(name) = self.index.name(dot.actor)? {
-                    names.insert(dot.actor, name);
+        let mut contents = Contents::default();
+        for _ in 0..JOURNAL_READS {
+            let journal = self.index.journal(upto, JOURNAL_ROWS)?;
+            let whole = journal.len() < JOURNAL_ROWS;
+            for (seq, path) in journal {
+                if seq > head || bytes >= bytes_max {
+                    return Ok((rows, names.into_iter().collect(), upto));
                 }
+                upto = seq;
+                let row = self.index.row(&path)?;
+                if row.taught_by == Some(peer) {
+                    continue;
+                }
+                let content = self.inline_content(&mut contents, &path, &row);
+                for dot in row.entry.context.iter() {
+                    if !names.contains_key(&dot.actor)
+                        && let Some(name) = self.index.name(dot.actor)?
+                    {
+                        names.insert(dot.actor, name);
+                    }
+                }
+                bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);
+                rows.push(Announcement { path, entry: row.entry, content });
             }
-            bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);
-            rows.push(Announcement { path, entry: row.entry, content });
+            if whole {
+                upto = head.max(upto);
+                break;
+            }
         }
-        let upto = if whole { head.max(upto) } else { upto };
         Ok((rows, names.into_iter().collect(), upto))
     }
 
-    fn inline_content(&self, path: &TreePath, row: &rows::EntryRow) -> Option<Vec<u8>> {
-        let state = row.shown.as_ref()?.shown.state.as_ref()?;
+    /// A content that travels with its announcement: a small one that the path shows.
+    fn inline_content(&self, contents: &mut Contents<V>, path: &TreePath, row: &rows::EntryRow) -> Option<Vec<u8>> {
+        let shown = row.shown.as_ref()?;
+        let state = shown.shown.state.as_ref()?;
         let Value::File { size, hash } = &state.value else { return None };
         let own = pleach_protocol::view::own(&row.entry) == Some(&state.value);
         if *size > INLINE_BYTES_MAX || !own || self.has_departed(*hash) {
             return None;
         }
-        let bytes = self.read_content(path, *hash, 0, usize::try_from(*size).ok()?).ok()?;
+        let file = self.vfs.open_file(contents.holder(&self.vfs, path).ok()?, path.name()).ok()?;
+        // The hash says whether it is still what is shown; the one byte more, whether it grew.
+        let mut bytes = vec![0; usize::try_from(*size).ok()? + 1];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.vfs.read_at(&file, filled as u64, &mut bytes[filled..]).ok()? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        bytes.truncate(filled);
         (blake3::hash(&bytes).as_bytes() == &hash.0).then_some(bytes)
     }
 

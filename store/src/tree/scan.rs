@@ -6,13 +6,16 @@ use std::io;
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 
-use super::{Observed, Tree, TreeError, is_due};
+use super::{Observed, Tree, TreeError, hands, is_due};
 use crate::ignore;
 use crate::kv::Kv;
 use crate::look::{self, Look};
 use crate::root::{PRIVATE, Place};
 use crate::rows::{EntryRow, Pairing};
 use crate::vfs::{Kind, Vfs};
+
+/// Names of a directory that are looked at before any of them is judged.
+const LOOKS_AT_ONCE: usize = 256;
 
 /// What a scan saw.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -112,15 +115,39 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         // What is gone comes first: what appeared may be the same under another name.
         paths.sort_by_cached_key(|path| (names.contains_key(path.name()), path.clone()));
         let mut below = Vec::new();
-        for child in paths {
-            let row = known.get(&child).cloned().unwrap_or_default();
-            let hint = names.get(child.name()).copied().flatten();
-            if let Some(dir) = self.scan_child(&dir, child, row, hint, stats)? {
-                below.push(dir);
+        for part in paths.chunks(LOOKS_AT_ONCE) {
+            let mut looks = self.look_at_new(place, &dir, part, &names, &known);
+            for child in part {
+                let row = known.get(child).cloned().unwrap_or_default();
+                let hint = names.get(child.name()).copied().flatten();
+                if let Some(dir) = self.scan_child(&dir, child.clone(), row, (hint, looks.remove(child)), stats)? {
+                    below.push(dir);
+                }
             }
         }
         self.seen_again(path, true);
         Ok(below)
+    }
+
+    /// Looks at files of which nothing is known, several at a time: they are to be read and hashed.
+    fn look_at_new(
+        &self,
+        place: &Place<V>,
+        dir: &V::Dir,
+        paths: &[TreePath],
+        names: &Names,
+        known: &BTreeMap<TreePath, EntryRow>,
+    ) -> BTreeMap<TreePath, io::Result<Look>> {
+        let is_file = |path: &TreePath| names.get(path.name()) == Some(&Some(Kind::File));
+        let is_new = |path: &&TreePath| {
+            let shown = known.get(path).is_some_and(|row| row.shown.is_some());
+            is_file(path) && !shown && !self.options.ignore.ignored(path, false)
+        };
+        let mut new: Vec<&TreePath> = paths.iter().filter(is_new).collect();
+        let (vfs, care) = (&self.vfs, self.care());
+        let look = |path: &mut &TreePath| look::look(vfs, dir, path.name(), None, care);
+        let looks = hands::each(vfs, &place.root, &mut new, |_, path| look(path));
+        new.into_iter().cloned().zip(looks).collect()
     }
 
     /// Directories in which something is to be looked at although it shows what it showed.
@@ -179,7 +206,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         dir: &V::Dir,
         child: TreePath,
         row: EntryRow,
-        hint: Option<Kind>,
+        (hint, seen): (Option<Kind>, Option<io::Result<Look>>),
         stats: &mut ScanStats,
     ) -> Result<Option<TreePath>, TreeError> {
         let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
@@ -195,7 +222,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         stats.entries += 1;
-        let seen = look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), self.care());
+        let look = || look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), self.care());
+        let seen = seen.unwrap_or_else(look);
         let is_dir = matches!(&seen, Ok(Look::Found(f)) if f.state.value == Value::Dir);
         match self.judge(&child, row, seen)? {
             Observed::Minted => stats.minted += 1,
