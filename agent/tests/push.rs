@@ -187,7 +187,7 @@ fn a_mirror_deletes_what_is_foreign_after_the_approval() {
     let told: BTreeSet<_> = rows.iter().map(|row| format!("{} {}", row["does"], row["path"])).collect();
     let want = ["\"mirror\" \"old\"", "\"mirror\" \"old/deep\"", "\"mirror\" \"old/deep/f\""];
     assert_eq!(told, want.map(str::to_owned).into());
-    node.ok(&["push", "web1"]);
+    assert!(node.fails(&["push", "web1"]).contains("3 paths there are not in the tree"));
     assert!(there.join("old/deep/f").exists(), "deleted before the approval");
     assert!(error(&node, "web1").contains("pleach approve --peer web1"), "{}", error(&node, "web1"));
     node.ok(&["approve", "--peer", "web1"]);
@@ -204,6 +204,24 @@ fn a_mirror_deletes_what_is_foreign_after_the_approval() {
     node.wait();
     assert!(node.fails(&["push", "web1"]).contains("the tree is empty"));
     assert!(there.join("new").exists() && !there.join("f").exists());
+}
+
+#[test]
+fn a_mirror_of_a_module_that_cannot_be_listed_says_so_and_pushes() {
+    let base = tempfile::tempdir().unwrap();
+    let (mut node, mut daemon) = pair(base.path(), "mirror = true");
+    daemon.reword("read only = no", "read only = no\nwrite only = yes");
+    daemon.start();
+    node.start();
+    node.write("f", "1");
+    node.wait();
+    fs::write(daemon.at("web1").join("foreign"), "theirs").unwrap();
+    assert!(node.fails(&["push", "web1"]).contains("cannot be listed: ERROR: module is write only"));
+    assert_eq!(state(&node, "web1"), "connected");
+    node.write("f", "2");
+    node.wait();
+    assert_eq!(fs::read_to_string(daemon.at("web1").join("f")).unwrap(), "2");
+    assert!(daemon.at("web1").join("foreign").exists());
 }
 
 #[test]

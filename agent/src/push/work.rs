@@ -47,8 +47,10 @@ const LOOK: Duration = Duration::from_secs(60);
 pub(super) enum PushError {
     /// What rsync, or the daemon, said. `full`: there is no room there.
     Rsync { state: PeerState, why: String, full: bool },
-    /// The tree is closed, paused or gone.
+    /// The tree is closed or gone.
     Tree(String),
+    /// The tree does not do it.
+    Refused(String),
 }
 
 impl PushError {
@@ -62,14 +64,17 @@ impl PushError {
 
     fn why(&self) -> &str {
         match self {
-            Self::Rsync { why, .. } | Self::Tree(why) => why,
+            Self::Rsync { why, .. } | Self::Tree(why) | Self::Refused(why) => why,
         }
     }
 }
 
 impl From<CommandError> for PushError {
     fn from(error: CommandError) -> Self {
-        Self::Tree(error.to_string())
+        match error {
+            CommandError::Closed(why) => Self::Tree(why),
+            CommandError::Failed(why) => Self::Refused(why),
+        }
     }
 }
 
@@ -86,8 +91,8 @@ pub(super) struct Worker<'a> {
     failing: Option<Instant>,
     deletes_first: bool,
     owed_due: Option<(Instant, Duration)>,
-    /// How much a first check that deletes would delete.
-    held: Option<usize>,
+    /// Why the last check deleted nothing of what was not pushed, where it should have.
+    held: Option<String>,
 }
 
 impl<'a> Worker<'a> {
@@ -149,12 +154,7 @@ impl<'a> Worker<'a> {
             self.owed_due = (place.owed > 0).then(|| (Instant::now(), OWED_PAUSE.0));
             self.place = Some(place);
         }
-        while let Some(applied) = self.applied()
-            && applied.seq > self.row().seq
-        {
-            self.gather().await;
-            self.push(PlanOf::Journal).await?;
-        }
+        self.push_changes().await?;
         if !self.answers {
             probe(&self.setup).await?;
         }
@@ -169,19 +169,23 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Pushes what the journal says, to its end.
+    async fn push_changes(&mut self) -> Result<(), PushError> {
+        while let Some(applied) = self.applied()
+            && applied.seq > self.row().seq
+        {
+            self.gather().await;
+            self.push(PlanOf::Journal).await?;
+        }
+        Ok(())
+    }
+
     /// The daemon has what it is to have.
     fn well(&mut self) {
         self.answers = true;
         self.failing = None;
         self.deletes_first = false;
-        let held = self.held.map(|count| {
-            let name = &self.setup.name;
-            format!(
-                "mirror: {count} paths there are not in the tree; let the first check delete them with: pleach approve \
-                 --peer {name}; see them with: pleach push --dry-run {name}"
-            )
-        });
-        show(&self.setup.name, &self.status, PeerState::Connected, held);
+        show(&self.setup.name, &self.status, PeerState::Connected, self.held.clone());
         self.tell_failing(None);
     }
 
@@ -223,7 +227,7 @@ impl<'a> Worker<'a> {
                 show(&self.setup.name, &self.status, *state, Some(why.clone()));
                 self.tell_failing(Some(why.clone()));
             }
-            PushError::Tree(why) => {
+            PushError::Tree(why) | PushError::Refused(why) => {
                 tracing::debug!(peer = self.setup.name, why, "nothing is pushed");
                 self.place = None;
             }
@@ -320,21 +324,37 @@ impl<'a> Worker<'a> {
                 if after.is_none() {
                     break;
                 }
+                // Changes do not wait for a long check.
+                self.push_changes().await?;
             }
         }
-        self.held = None;
-        if self.setup.mirror {
-            let plan = self.found_there().await?;
-            if self.row().approved || plan.gone.is_empty() {
-                self.carry(plan).await?;
-            } else {
-                self.held = Some(plan.gone.len());
-            }
-        }
+        self.held = if self.setup.mirror { self.mirror().await? } else { None };
         let row = Box::new(PushRow { checked: now(), ..self.row() });
         self.place = Some(self.ask(|reply| PushAsk::Note { row, reply }).await?);
         tracing::info!(peer = self.setup.name, "a full check ended");
         Ok(())
+    }
+
+    /// Deletes what is there and not in the tree, or says why not.
+    async fn mirror(&mut self) -> Result<Option<String>, PushError> {
+        let plan = match self.found_there().await {
+            Ok(plan) => plan,
+            // Another try would find the same: the next check says whether it does.
+            Err(PushError::Refused(why)) => return Ok(Some(format!("mirror: {why}"))),
+            Err(PushError::Rsync { state, why, .. }) if state != PeerState::Unreachable => {
+                return Ok(Some(format!("mirror: what is there cannot be listed: {why}")));
+            }
+            Err(error) => return Err(error),
+        };
+        if self.row().approved || plan.gone.is_empty() {
+            self.carry(plan).await?;
+            return Ok(None);
+        }
+        let (name, count) = (&self.setup.name, plan.gone.len());
+        Ok(Some(format!(
+            "mirror: {count} paths there are not in the tree; let the first check delete them with: pleach approve --peer \
+             {name}; see them with: pleach push --dry-run {name}"
+        )))
     }
 
     /// What is there and not in the tree.
@@ -370,13 +390,7 @@ impl<'a> Worker<'a> {
                 let done = if dry_run { self.dry_run(&reply).await } else { self.check_now().await };
                 let name = &self.setup.name;
                 let ended = done.map_err(|error| Failure::done("push", format!("{name}: {}", error.why())));
-                let ended = ended.and_then(|()| match (dry_run, self.place.as_ref().map_or(0, |place| place.owed)) {
-                    (false, owed @ 1..) => {
-                        Err(Failure::done("push", format!("{name}: {owed} paths could not be pushed"))
-                            .help("see which: pleach problems"))
-                    }
-                    _ => Ok(()),
-                });
+                let ended = ended.and_then(|()| if dry_run { Ok(()) } else { self.all_well() });
                 // Whoever went away needs no answer.
                 reply.done.send(ended).ok();
             }
@@ -385,6 +399,18 @@ impl<'a> Worker<'a> {
                 // Whoever went away needs no answer.
                 reply.send(done.map_err(|error| Failure::done("approve", error.why()))).ok();
             }
+        }
+    }
+
+    /// What a check left undone.
+    fn all_well(&self) -> Result<(), Failure> {
+        let name = &self.setup.name;
+        let owed = self.place.as_ref().map_or(0, |place| place.owed);
+        match &self.held {
+            Some(why) => Err(Failure::done("push", format!("{name}: {why}"))),
+            None if owed > 0 => Err(Failure::done("push", format!("{name}: {owed} paths could not be pushed"))
+                .help("see which: pleach problems")),
+            None => Ok(()),
         }
     }
 
