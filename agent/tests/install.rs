@@ -58,7 +58,9 @@ fn everything_is_put_there_and_taken_away() {
         assert!(there.contains(file), "no {file} in {there:#?}");
     }
     let unit = fs::read_to_string(dir.path().join("usr/lib/systemd/system/pleach.service")).unwrap();
-    for line in ["Type=notify", "WatchdogSec=60", "ExecStart=/usr/bin/pleach agent", "ExecReload=/bin/kill -HUP $MAINPID"] {
+    for line in
+        ["Type=notify", "WatchdogSec=60", "ExecStart=/usr/bin/pleach agent", "ExecReload=/bin/kill -HUP $MAINPID"]
+    {
         assert!(unit.lines().any(|l| l == line), "no {line} in\n{unit}");
     }
     let version = Command::new(dir.path().join("usr/bin/pleach")).arg("--version").output().unwrap();
@@ -81,7 +83,8 @@ fn the_example_config_is_right() {
         let key = line.split(' ').next().unwrap_or_default();
         line.starts_with("[[") || line.contains(" = ") && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
-    let whole: Vec<&str> = text.lines().map(|line| line.strip_prefix("# ").filter(|l| says_more(l)).unwrap_or(line)).collect();
+    let whole: Vec<&str> =
+        text.lines().map(|line| line.strip_prefix("# ").filter(|l| says_more(l)).unwrap_or(line)).collect();
     let config = config::parse(Path::new("pleach.toml"), &whole.join("\n")).unwrap();
     assert_eq!((config.trees.len(), config.peers.len()), (1, 1), "{whole:#?}");
     config::parse(Path::new("pleach.toml"), &text).unwrap();
