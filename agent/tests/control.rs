@@ -166,6 +166,7 @@ fn each_command_asks_for_what_its_words_say() {
         ("rescan --tree www", Request::Rescan { tree: www() }),
         ("pause --peer web2", Request::Pause { tree: None, peer: web2() }),
         ("resume --tree www --peer web2", Request::Resume { tree: www(), peer: web2() }),
+        ("push web2 --dry-run", Request::Push { peer: "web2".into(), dry_run: true }),
         ("approve --tree www", Request::Approve { tree: www(), peer: None }),
     ];
     for (words, want) in cases {
@@ -197,7 +198,8 @@ fn wrong_words_are_usage_errors_and_never_reach_the_agent() {
         "pause www",
         "status --check --watch",
         "restore a --at 12:00",
-        "doctor",
+        "push",
+        "reject",
         "nonsense",
         "",
     ] {
