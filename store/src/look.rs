@@ -163,7 +163,7 @@ pub fn hash_file<V: Vfs>(vfs: &V, file: &V::File) -> io::Result<(Hash, u64)> {
 
 /// Mode and owner as an entry has them. Where owners are not ours to set, one that did not change
 /// on disk keeps what the entry says.
-fn access_of(meta: &Meta, known: Option<&ShownRow>, owners: bool) -> Access {
+pub(crate) fn access_of(meta: &Meta, known: Option<&ShownRow>, owners: bool) -> Access {
     let mode = if meta.kind == Kind::Symlink { default_mode(ValueKind::Symlink) } else { meta.mode };
     let on_disk = access_by_number(mode, meta.uid, meta.gid);
     let kept = known.filter(|k| !owners && k.stamp.is_some_and(|s| (s.uid, s.gid) == (meta.uid, meta.gid)));

@@ -337,3 +337,25 @@ fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
         assert_eq!(node.disk.user().read("x").unwrap(), b"3");
     }
 }
+
+/// A directory was made, and neither its mode could be set nor could it be taken away again: what it shows by then
+/// is nobody's change (seeds 542, 807, 2053 and 3030).
+#[test]
+fn a_directory_that_was_made_in_part_is_no_users_change() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().mkdir_all("d").unwrap();
+    a.disk.user().chmod("d", 0o700).unwrap();
+    fail(&b.disk, OpKind::SetAttributes, Some("d"), libc::EIO);
+    fail(&b.disk, OpKind::RemoveDir, Some("d"), libc::EIO);
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert!(settle(&mut a, &mut b).unwrap());
+    for node in [&a, &b] {
+        assert_eq!(node.disk.user().stat("d").unwrap().mode, 0o700);
+        let entry = node.tree.as_ref().unwrap().entry(&path("d")).unwrap().unwrap();
+        let writers = entry.content.keys().chain(entry.access.keys()).map(|dot| dot.actor.node);
+        assert!(writers.into_iter().all(|writer| writer == a.id), "{entry:?}");
+    }
+}

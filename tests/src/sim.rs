@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pleach_protocol::entry::{ContentSibling, Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Output;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
 
 mod checks;
@@ -33,7 +34,7 @@ use events::{Look, Watch};
 use life::{LifeFaults, Promise};
 use minted::{Deeds, Minted};
 use net::{Line, NetFaults};
-use node::SimNode;
+use node::{Event, SimNode};
 
 /// Turns of a healing world before it counts as restless.
 const TURNS_MAX: usize = 600;
@@ -128,6 +129,8 @@ pub struct Outcome {
     pub lost_with_power: u64,
     /// Waits that were told that all is well.
     pub waits: u64,
+    /// Batches of a peer's changes that were merged while things went wrong.
+    pub merges: u64,
     /// A node lost its disk and its store.
     pub wiped: bool,
     /// A hash of everything that was done, in order.
@@ -315,6 +318,7 @@ impl World {
             for _ in 0..steps {
                 if self.next_step() {
                     self.step()?;
+                    self.bustle()?;
                     self.ask_planted()?;
                 }
             }
@@ -395,6 +399,26 @@ impl World {
             100.. => self.disk_step(n),
             _ => Ok(()),
         }
+    }
+
+    /// Lines and nodes get something done, in no order and not to the end. Without it a frame hardly gets
+    /// anywhere before all heals, and faults strike nodes that exchange nothing.
+    fn bustle(&mut self) -> Result<(), String> {
+        for _ in 0..self.random.below(self.life.bustle + 1) {
+            let n = self.random.index(self.nodes.len());
+            match self.random.below(20) {
+                0 => self.connect(),
+                1 | 2 => {
+                    let nanos = 1 + self.random.below(300_000_000);
+                    self.pass(nanos)?;
+                }
+                3..=5 => self.work(n)?,
+                6..=9 => while !self.random.once_in(4) && self.take_event(n)? {},
+                10..=12 => while !self.random.once_in(4) && self.take_mail(n) {},
+                _ => drop(self.carry()?),
+            }
+        }
+        Ok(())
     }
 
     fn pass_time(&mut self) -> Result<(), String> {
@@ -489,6 +513,8 @@ impl World {
     /// The owner takes one thing; says whether there was one.
     fn take_event(&mut self, n: usize) -> Result<bool, String> {
         let Some(event) = self.nodes[n].events.pop_front() else { return Ok(false) };
+        let merges = matches!(event, Event::Output(_, _, Output::Merge { .. }));
+        self.outcome.merges += u64::from(merges && !self.healing);
         self.say(format!("n{n} carries out {}", format!("{event:?}").chars().take(60).collect::<String>()));
         let outcome = self.nodes[n].carry_out(self.now, event);
         self.after_work(n, outcome)?;

@@ -14,7 +14,7 @@ use super::hands;
 use super::observe::is_no_dir;
 use super::{Tree, TreeError};
 use crate::kv::Kv;
-use crate::look::stamp_of;
+use crate::look::{access_of, stamp_of};
 use crate::root::Place;
 use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
@@ -83,6 +83,9 @@ impl<V: Vfs> Op<V> {
 pub(super) enum Outcome {
     /// Carried out; this is the stamp of what is there now.
     Done { stamp: Option<Stamp>, provisional: bool },
+    /// Its mode, owner and time are set in part, and this is what the disk shows: unless that is noted, the next look
+    /// takes it for a user's change.
+    Partly { meta: Box<Meta>, why: io::Error },
     /// The disk is not as it was shown: look and plan again.
     Raced,
 }
@@ -128,7 +131,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.lock_again(place, &unlocked);
         let raced = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Raced))).count();
         let progress = raced < outcomes.len();
-        let done = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Done { .. }))).count();
+        let done = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Done { .. } | Outcome::Partly { .. }))).count();
         if done > 0 && ops.len() <= SYNC_ONE_BY_ONE_MAX {
             self.sync_dirs(place, &parents).map_err(failed_sync)?;
         } else if done > 0 {
@@ -335,7 +338,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (None, Some(Value::Symlink { target })) => {
                 self.vfs.create_symlink(&place.staging, &staged_name, target)?;
                 if let Some(view) = &op.view {
-                    self.vfs.set_attributes(&place.staging, &staged_name, &self.attributes(view))?;
+                    let set = self.vfs.set_attributes(&place.staging, &staged_name, &self.attributes(view));
+                    // Left there it would pass for what an exchange brought out.
+                    if let Err(error) = set {
+                        self.unstage(place, &staged_name, None)?;
+                        return Err(error);
+                    }
                 }
             }
             _ => return Ok(Outcome::Raced),
@@ -431,9 +439,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => return Ok(Outcome::Raced),
             Err(error) => return Err(error),
         }
-        self.vfs.set_attributes(dir, op.path.name(), &set)?;
-        let stamp = self.vfs.stat(dir, op.path.name())?.map(|m| stamp_of(&m));
-        Ok(Outcome::Done { stamp, provisional: false })
+        let name = op.path.name();
+        match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
+            Ok(meta) => Ok(Outcome::Done { stamp: meta.map(|m| stamp_of(&m)), provisional: false }),
+            // Nobody has seen it, most often.
+            Err(why) if self.vfs.remove_dir(dir, name).is_ok() => Err(why),
+            Err(why) => self.partly(dir, name, why),
+        }
+    }
+
+    /// What is there after setting attributes failed.
+    fn partly(&self, dir: &V::Dir, name: &[u8], why: io::Error) -> io::Result<Outcome> {
+        match self.vfs.stat(dir, name) {
+            Ok(Some(meta)) => Ok(Outcome::Partly { meta: Box::new(meta), why }),
+            _ => Err(why),
+        }
     }
 
     /// Sets attributes in place. A lease keeps writers out meanwhile, so that no write between our
@@ -446,18 +466,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if self.vfs.stat(dir, name)?.map(|m| stamp_of(&m)) != expected {
                 return Ok(Outcome::Raced);
             }
-            self.vfs.set_attributes(dir, name, &set)?;
-            let stamp = self.vfs.stat(dir, name)?.map(|m| stamp_of(&m));
-            return Ok(Outcome::Done { stamp, provisional: false });
+            return match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
+                Ok(meta) => Ok(Outcome::Done { stamp: meta.map(|m| stamp_of(&m)), provisional: false }),
+                Err(why) => self.partly(dir, name, why),
+            };
         }
         let file = self.vfs.open_file(dir, name)?;
         self.vfs.with_lease(&file, |writers| {
             if Some(stamp_of(&self.vfs.stat_file(&file)?)) != expected {
                 return Ok(Outcome::Raced);
             }
-            self.vfs.set_file_attributes(&file, &set)?;
-            let stamp = stamp_of(&self.vfs.stat_file(&file)?);
-            Ok(Outcome::Done { stamp: Some(stamp), provisional: writers != Writers::None })
+            match self.vfs.set_file_attributes(&file, &set).and_then(|()| self.vfs.stat_file(&file)) {
+                Ok(meta) => Ok(Outcome::Done { stamp: Some(stamp_of(&meta)), provisional: writers != Writers::None }),
+                Err(why) => self.partly(dir, name, why),
+            }
         })
     }
 
@@ -507,6 +529,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 return self.revisit(&op.path);
             }
+            Ok(Outcome::Partly { meta, why }) => return self.conclude_partly(&op, &meta, &why),
             Err(error) => {
                 self.rescue(place, &op, id)?;
                 self.fail(&op.path, format!("{}: {error}", describe(op.kind)));
@@ -548,6 +571,18 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         // A conflict that came out, another round.
         self.revisit(&op.path)?;
         if op.view.is_none() { self.revisit_parent(&op.path) } else { Ok(()) }
+    }
+
+    /// Shows what there is of a change of attributes: the rest is tried again.
+    fn conclude_partly(&mut self, op: &Op<V>, meta: &Meta, why: &io::Error) -> Result<(), TreeError> {
+        let mut row = self.index.row(&op.path)?;
+        let access = Some(access_of(meta, row.shown.as_ref(), self.owners));
+        let state = op.leaves().map(|state| State { access, mtime: Some(meta.mtime), ..state });
+        let (stamp, provisional) = (Some(stamp_of(meta)), meta.kind != crate::vfs::Kind::Dir);
+        let shown = Shown { context: op.row.entry.context.clone(), state };
+        self.store_shown(&op.path, &mut row, ShownRow { shown, stamp, provisional });
+        self.fail(&op.path, format!("{}: {why}", describe(op.kind)));
+        Ok(())
     }
 
     /// A directory may have waited for the removal of what was in it.

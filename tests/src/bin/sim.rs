@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     };
     let began = Instant::now();
     let (next, steps, lost) = (AtomicU64::new(asked.from), AtomicU64::new(0), AtomicU64::new(0));
-    let waits = AtomicU64::new(0);
+    let (waits, merges) = (AtomicU64::new(0), AtomicU64::new(0));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let failures: Vec<_> = std::thread::scope(|scope| {
         let work = || {
@@ -80,6 +80,7 @@ fn main() -> ExitCode {
                 match run(&Plan { seed, ..asked.plan.clone() }) {
                     Ok(outcome) => {
                         waits.fetch_add(outcome.waits, Ordering::Relaxed);
+                        merges.fetch_add(outcome.merges, Ordering::Relaxed);
                         lost.fetch_add(outcome.lost_with_power, Ordering::Relaxed);
                         steps.fetch_add(outcome.steps, Ordering::Relaxed);
                     }
@@ -111,9 +112,10 @@ fn main() -> ExitCode {
         println!("seed {seed}: {}", failure.what);
     }
     println!(
-        "{} seeds, {} steps, {} waits confirmed, {} contents lost with the power, {} failures, {took:.1} s",
+        "{} seeds, {} steps, {} merges amid faults, {} waits confirmed, {} contents lost with the power, {} failures, {took:.1} s",
         next.into_inner().min(asked.to) - asked.from,
         steps.into_inner(),
+        merges.into_inner(),
         waits.into_inner(),
         lost.into_inner(),
         failures.len(),

@@ -36,6 +36,8 @@ pub(super) struct Rest {
     undone: BTreeSet<(Vec<u8>, usize)>,
     /// Where a store that was lost since will find directories.
     found_dirs: BTreeSet<Vec<u8>>,
+    /// What users stored into mapped files.
+    stored: BTreeSet<Vec<u8>>,
 }
 
 /// Whether one of two paths is the other or lies beneath it.
@@ -77,6 +79,24 @@ impl Rest {
     pub(super) fn wrote_all(&mut self, user: &ModelUser) {
         let files = user.snapshot(false).into_values().filter(|seen| seen.kind == Kind::File);
         self.complete.extend(files.map(|seen| seen.content));
+    }
+
+    /// An open file that users wrote into may be displaced by now; `content` is what was written last.
+    pub(super) fn wrote_displaced(&mut self, user: &ModelUser, content: &str) {
+        let files = user.snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/vault/"));
+        let written = files.map(|(_, seen)| seen.content).filter(|c| c.starts_with(content.as_bytes()));
+        self.complete.extend(written);
+    }
+
+    /// A user stored this into a mapped file.
+    pub(super) fn stored(&mut self, content: &str) {
+        self.stored.insert(content.as_bytes().to_vec());
+    }
+
+    /// Whether it was stored through a mapping: that changes no stamp at once, so that it may be displaced unseen, and is
+    /// a version in the vault like others (LINUX.md section 2a).
+    pub(super) fn is_stored(&self, content: &[u8]) -> bool {
+        self.stored.iter().any(|stored| content.starts_with(stored))
     }
 
     /// A disk that was put back holds these again.

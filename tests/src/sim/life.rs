@@ -22,6 +22,8 @@ pub(super) struct LifeFaults {
     pub(super) hours: bool,
     /// Users like to change what their node has heard of and does not show yet.
     pub(super) contests: bool,
+    /// How much is done at most on lines and nodes after each step.
+    pub(super) bustle: u64,
 }
 
 impl LifeFaults {
@@ -29,6 +31,7 @@ impl LifeFaults {
         Self {
             hours: seed % 8 == 3,
             contests: seed % 4 == 2,
+            bustle: [0, 8, 30, 80][(seed / 4 % 4) as usize],
             wipes: random.once_in(6),
             enrols: random.once_in(4),
             pauses: random.once_in(4),

@@ -158,7 +158,8 @@ impl World {
             version && seen.kind == Kind::File && seen.content.ends_with(b".")
         });
         for (_, seen) in filed {
-            if !self.minted.named.contains(&Hash(*blake3::hash(&seen.content).as_bytes())) {
+            let named = self.minted.named.contains(&Hash(*blake3::hash(&seen.content).as_bytes()));
+            if !named && !self.rest.is_stored(&seen.content) {
                 let content = String::from_utf8_lossy(&seen.content);
                 return Err(format!("n{n} took '{content}' away, which no journal ever named"));
             }

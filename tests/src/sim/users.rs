@@ -194,8 +194,9 @@ pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, at: 
     let (user, At { disks, step, path: at }) = (node.model.disk.user(), at);
     if at.is_none() && disks.open_files && random.once_in(4) {
         let what = with_open_file(node, random, rest, step);
-        // It may have any name by now, and hold parts of what several wrote.
+        // It may have any name by now, be in the vault, and hold parts of what several wrote.
         rest.wrote_all(&user);
+        rest.wrote_displaced(&user, &format!("content {step}"));
         return what;
     }
     let mut deed = plan(random, rest, (step, disks.long), at);
@@ -235,7 +236,10 @@ fn with_open_file(node: &mut SimNode, random: &mut Random, rest: &mut Rest, step
         0 => open[at].write_at(0, content.as_bytes().get(..8)?).ok().map(|()| "begins to write".to_owned()),
         1 => open[at].write_at(0, &content).ok().map(|()| format!("writes '{content}'")),
         2 => open[at].append(" late").ok().map(|()| "appends to an open file".to_owned()),
-        3 => open[at].store(0, &content).ok().map(|()| format!("stores '{content}'")),
+        3 => open[at].store(0, &content).ok().map(|()| {
+            rest.stored(&content);
+            format!("stores '{content}'")
+        }),
         _ => {
             drop(open.remove(at));
             Some("closes a file".to_owned())
