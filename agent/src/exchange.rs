@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 
-use pleach_protocol::session::{Input, Moment, Output};
+use pleach_protocol::session::{Input, Moment, Output, What};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::Kv;
@@ -279,6 +279,11 @@ impl<T: Tell> Exchange<T> {
         self.peers.values().all(|s| s.to_apply.is_empty())
     }
 
+    /// Whether a content is asked for, or a peer's question for one waits.
+    pub fn is_asking(&self) -> bool {
+        !self.wants.is_empty() || !self.held.is_empty()
+    }
+
     /// Asks a peer where its journal ends now; says whether it can be asked.
     fn ask_head(&mut self, peer: NodeId, id: u64) -> bool {
         let Some(stream) = self.peers.get_mut(&peer) else { return false };
@@ -408,6 +413,7 @@ impl<T: Tell> Exchange<T> {
         (peer, session): (NodeId, u64),
         output: Output,
     ) -> Result<(), TreeError> {
+        self.held.told_time(now);
         // A session that is to begin anew was begun with what does not hold any more: its peer leaves out what it
         // takes for ours.
         let carrier = self.peers.get(&peer).and_then(|stream| stream.carrier.as_ref());
@@ -491,6 +497,7 @@ impl<T: Tell> Exchange<T> {
     ) -> Result<(), TreeError> {
         // A session that this one replaced answers nothing any more.
         self.reassign_wants(tree, peer);
+        self.held.forget_missed();
         tree.greet(peer, place)?;
         let cursor = tree.cursor(peer)?.filter(|c| c.incarnation == life.incarnation).map(|c| c.seq);
         let ours = tree.index().meta().head;
@@ -561,6 +568,9 @@ impl<T: Tell> Exchange<T> {
         let Some(peer) = self.holder(taught_by, &tried) else {
             let holder = tree.holder_of(&want.path, want.hash)?;
             let reason = format!("its content is on {holder}; no connected peer has it");
+            if !matches!(want.what, What::Manifest(_)) {
+                self.held.missed(want.hash);
+            }
             return tree.missing(want.id, &reason);
         };
         let (id, path, hash, size) = (want.id, want.path.clone(), want.hash, want.size);
@@ -598,6 +608,9 @@ impl<T: Tell> Exchange<T> {
 
     fn missing<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, id: WantId, reason: &str) -> Result<(), TreeError> {
         let Some(Asked { want, peer, mut tried }) = self.wants.remove(&id) else { return Ok(()) };
+        if !tree.is_wanted(id) {
+            return Ok(());
+        }
         tracing::debug!(path = %want.path, peer = self.peer_name(peer), reason, "a content does not come");
         tried.push(peer);
         self.ask(tree, want, tried)

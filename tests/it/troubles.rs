@@ -1,6 +1,7 @@
 //! Disks in trouble: what could not be read is a problem only until it can be, and nothing is told wrong
 //! meanwhile. Each of these was found by the simulation.
 
+use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
 use pleach_store::vfs::model::{CrashKind, Data, DiskImage, FaultRule, Keep, ModelDisk, OpKind};
@@ -138,6 +139,31 @@ fn a_change_through_a_link_made_later_is_found_under_the_first_name() {
         row.shown.and_then(|s| s.shown.state).and_then(|s| s.access).map(|access| access.mode)
     };
     assert_eq!((mode("y"), mode("k")), (Some(0o750), Some(0o750)));
+}
+
+/// A name that goes, or leads elsewhere, takes along what would tell of a change through it.
+#[test]
+fn a_change_through_a_link_that_goes_is_found_under_the_other_name() {
+    for gone in [true, false] {
+        let mut a = ModelNode::new(1);
+        a.start().unwrap();
+        let user = a.disk.user();
+        user.write("y", "1").unwrap();
+        user.hard_link("y", "k").unwrap();
+        let tree = a.tree.as_mut().unwrap();
+        tree.scan().unwrap();
+        user.write("k", "changed").unwrap();
+        user.remove("k").unwrap();
+        if !gone {
+            user.write("k", "another").unwrap();
+        }
+        tree.look_again(&path("k"), false, false);
+        tree.catch_up().unwrap();
+        tree.catch_up().unwrap();
+        let row = tree.index().row(&path("y")).unwrap();
+        let shown = row.shown.and_then(|s| s.shown.state).map(|state| state.value);
+        assert!(matches!(shown, Some(Value::File { size: 7, .. })), "gone: {gone}, {shown:?}");
+    }
 }
 
 /// What B's cursor in A's journal says to A.

@@ -562,8 +562,8 @@ impl World {
         self.say(format!("n{n} is down ({kind:?}), {keep} batches kept, store lost {lost_store}"));
         self.nodes[n].come_back(kind, keep, lost_store);
         let there = self.nodes[n].model.seen();
-        if power {
-            self.rest.machine_crashed(n, &there);
+        if power || lost_store {
+            self.rest.absent_is_undone(n, &there);
         }
         if lost_store {
             self.rest.store_lost(&there);

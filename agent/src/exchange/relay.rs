@@ -5,6 +5,7 @@
 //! that this disk does not want (a loser that was only forwarded, an ignored path) makes the node
 //! fetch it into the vault for the asker.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -20,6 +21,11 @@ use super::{Exchange, Tell};
 
 /// A question is held no longer than this: rings of nodes that wait for each other come undone.
 const HOLD_MAX: u64 = 60_000_000_000;
+/// A content that nobody had is not fetched for others again for so long. Longer than all questions that wait
+/// for each other are held: else each that comes to nothing begins another, and in a ring they never end.
+const MISSED_FOR: u64 = 2 * HOLD_MAX;
+/// Contents that nobody had and that are kept in mind.
+const MISSED_MAX: usize = 1_024;
 /// How often held questions are looked at without news.
 const LOOK_EVERY: u64 = 500_000_000;
 
@@ -54,6 +60,40 @@ pub(super) struct Held {
     /// The tree's count of contents that arrived, when they were last looked at.
     arrivals: u64,
     looked: Moment,
+    /// The time, as it was told last.
+    now: Moment,
+    /// Contents that no peer had, and when.
+    missed: BTreeMap<Hash, Moment>,
+}
+
+impl Held {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.reads.is_empty()
+    }
+
+    pub(super) const fn told_time(&mut self, now: Moment) {
+        self.now = now;
+    }
+
+    /// All peers were asked for a content, and none has it.
+    pub(super) fn missed(&mut self, hash: Hash) {
+        if self.missed.len() >= MISSED_MAX {
+            let now = self.now;
+            self.missed.retain(|_, since| now.0.saturating_sub(since.0) < MISSED_FOR);
+        }
+        if self.missed.len() < MISSED_MAX {
+            self.missed.insert(hash, self.now);
+        }
+    }
+
+    /// Another peer is there: it may have what was missed.
+    pub(super) fn forget_missed(&mut self) {
+        self.missed.clear();
+    }
+
+    fn was_missed(&self, hash: Hash) -> bool {
+        self.missed.get(&hash).is_some_and(|since| self.now.0.saturating_sub(since.0) < MISSED_FOR)
+    }
 }
 
 impl<T: Tell> Exchange<T> {
@@ -72,6 +112,7 @@ impl<T: Tell> Exchange<T> {
     /// # Errors
     /// The tree's.
     pub fn serve_held<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, now: Moment) -> Result<(), TreeError> {
+        self.held.told_time(now);
         let arrivals = tree.arrivals();
         let due = self.held.arrivals != arrivals || now.0.saturating_sub(self.held.looked.0) >= LOOK_EVERY;
         if self.held.reads.is_empty() || !due {
@@ -144,7 +185,7 @@ impl<T: Tell> Exchange<T> {
             return Ok(true);
         }
         let Some(size) = size_of(tree, &read.path, read.hash)? else { return Ok(false) };
-        if !self.may_ask_others(read.peer) {
+        if !self.may_ask_others(read.peer) || self.held.was_missed(read.hash) {
             return Ok(false);
         }
         if let Some(want) = tree.fetch(&read.path, read.hash, size)? {

@@ -182,6 +182,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let disk = found.map(|f| &f.state);
         let stamp = found.map(|f| f.stamp);
         let provisional = found.is_some_and(|f| f.provisional);
+        if let Some(was) = old.stamp.filter(|was| stamp.is_none_or(|now| now.inode != was.inode)) {
+            self.leave_link(path, was.inode);
+        }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
         let shown = match outcome {
             Observation::Unchanged => {
@@ -250,6 +253,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if known.is_some_and(|s| s.inode == stamp.inode && s != *stamp) {
                 self.mark(&other, false, false);
             }
+        }
+    }
+
+    /// A name does not lead to its file any more: what was written through it until then shows under the
+    /// others, of which nothing told.
+    fn leave_link(&mut self, path: &TreePath, inode: u64) {
+        let Some(mut names) = self.linked.remove(&inode) else { return };
+        names.remove(path);
+        for other in &names {
+            self.mark(other, false, false);
+        }
+        if !names.is_empty() {
+            self.linked.insert(inode, names);
         }
     }
 

@@ -157,8 +157,9 @@ impl Rest {
     }
 
     /// A machine crashed: what was minted there behind the last sync and is absent now is no deletion of a user's
-    /// (DESIGN.md §7, 2), and nobody can tell it from what a user took away and nobody had looked at.
-    pub(super) fn machine_crashed(&mut self, n: usize, there: &BTreeMap<Vec<u8>, Seen>) {
+    /// (DESIGN.md §7, 2), and nobody can tell it from what a user took away and nobody had looked at. The same
+    /// where a disk or a store went back or a store was lost: "it pairs", "nothing is deleted by it" (§3, §2).
+    pub(super) fn absent_is_undone(&mut self, n: usize, there: &BTreeMap<Vec<u8>, Seen>) {
         let absent = self.touched.iter().filter(|(path, by)| *by == n && !there.contains_key(path));
         self.undone.extend(absent.cloned());
     }

@@ -240,6 +240,8 @@ impl World {
             node.model.disk.sync();
             node.model.disk.put_back(&node.model.disk.image());
         }
+        let there = self.nodes[n].model.seen();
+        self.rest.absent_is_undone(n, &there);
         if what != 0 {
             // What was deleted since, and forgotten by all, may return (DESIGN.md §3).
             self.rest.returned_by_store(&snapshot.known);

@@ -152,7 +152,9 @@ impl SimNode {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && t.problems().is_empty()) && self.exchange.all_applied()
+        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && t.problems().is_empty())
+            && self.exchange.all_applied()
+            && !self.exchange.is_asking()
     }
 
     pub(super) fn problems(&self) -> String {
