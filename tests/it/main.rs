@@ -7,6 +7,7 @@ mod delta;
 mod fuzz;
 mod histories;
 mod moves;
+mod relay;
 mod restart;
 mod resume;
 mod rules;
