@@ -253,6 +253,10 @@ impl World {
     fn unmount(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         if node.model.disk.is_mounted() {
+            // An approval is for the root that is there, and takes effect at once (CONTRACT.md, `pleach approve`).
+            if node.model.approved {
+                return;
+            }
             let lazily = self.random.once_in(2);
             node.trials.was_away = true;
             if lazily {
