@@ -27,12 +27,14 @@ use crate::peer::{Greeted, Peer, PeerEvent, PeerSetup, PeerStatus, Us};
 use crate::ssh::{Listener, PublicKey, SshLink};
 
 mod commands;
+mod hooks;
 mod pushes;
 mod run;
 mod status;
 
 pub use run::run;
 
+use hooks::HookHandle;
 use pushes::PushHandle;
 
 /// How long a new link may take for its first frame.
@@ -60,6 +62,7 @@ struct Parts {
     configs: BTreeMap<String, config::TreeConfig>,
     peers: Vec<PeerHandle>,
     pushes: Vec<PushHandle>,
+    hooks: Vec<HookHandle>,
 }
 
 /// A node. Cheap to clone by its `Arc`.
@@ -183,6 +186,7 @@ impl Agent {
     fn adapt(self: &Arc<Self>, config: &Config) -> Result<(), Failure> {
         let setups = peer_setups(config);
         let daemons = pushes::push_setups(config, &self.state);
+        let hooks = hooks::hook_setups(config, &self.state);
         let mut parts = lock(&self.parts);
         let mut peers: Vec<PeerHandle> = Vec::new();
         let mut old_peers: Vec<PeerHandle> = std::mem::take(&mut parts.peers);
@@ -205,7 +209,8 @@ impl Agent {
         }
         for tree in &config.trees {
             let pushes = daemons.iter().filter(|d| d.tree == tree.name).map(|d| d.name.clone()).collect();
-            let takers = Takers { peers: takers(&setups, &tree.name), pushes };
+            let specs = hooks::hook_specs(&hooks, &tree.name);
+            let takers = Takers { peers: takers(&setups, &tree.name), pushes, hooks: specs };
             if let Some(at) = old_trees.iter().position(|o| o.name == tree.name) {
                 let owner = old_trees.swap_remove(at);
                 owner.inbox.send(Event::Takers(takers)).ok();
@@ -241,6 +246,7 @@ impl Agent {
         }
         parts.peers = peers;
         self.adapt_pushes(&mut parts, daemons, &changed);
+        self.adapt_hooks(&mut parts, hooks, &changed);
         Ok(())
     }
 
@@ -279,12 +285,15 @@ impl Agent {
 
     /// Stops cleanly: says goodbye, makes everything durable.
     pub async fn stop(&self) {
-        let Parts { trees, peers, pushes, .. } = std::mem::take(&mut *lock(&self.parts));
+        let Parts { trees, peers, pushes, hooks, .. } = std::mem::take(&mut *lock(&self.parts));
         if let Some((_, task)) = lock(&self.listening).take() {
             task.abort();
         }
         for peer in &peers {
             peer.inbox.send(PeerEvent::Stop).ok();
+        }
+        for hook in hooks {
+            hook.end().await;
         }
         for push in pushes {
             push.end().await;
@@ -351,6 +360,7 @@ fn lock_state(state: &Path) -> Result<fs::File, Failure> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(failed)?;
     fs::create_dir_all(state.join("trees")).map_err(failed)?;
     fs::create_dir_all(state.join("peers")).map_err(failed)?;
+    fs::create_dir_all(state.join("hooks")).map_err(failed)?;
     let path = state.join("lock");
     let file =
         fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;

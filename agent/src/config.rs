@@ -14,8 +14,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::bandwidth::BandwidthLimit;
+use crate::hook::HookConfig;
 use crate::keys;
 use crate::push::{PushConfig, Schedule, Target, check_options};
+
+mod hook;
 
 /// Whether a key's function is built.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,13 +68,13 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("peer", "mirror", Built::Yes),
     ("peer", "timeout", Built::Yes),
     ("peer", "rsync_options", Built::Yes),
-    ("hook", "tree", Built::No),
-    ("hook", "on", Built::No),
-    ("hook", "paths", Built::No),
-    ("hook", "command", Built::No),
-    ("hook", "url", Built::No),
-    ("hook", "debounce", Built::No),
-    ("hook", "timeout", Built::No),
+    ("hook", "tree", Built::Yes),
+    ("hook", "on", Built::Yes),
+    ("hook", "paths", Built::Yes),
+    ("hook", "command", Built::Yes),
+    ("hook", "url", Built::Yes),
+    ("hook", "debounce", Built::Yes),
+    ("hook", "timeout", Built::Yes),
 ];
 const TABLES: [&str; 4] = ["node", "tree", "peer", "hook"];
 const NAME_BYTES_MAX: usize = 64;
@@ -111,6 +114,8 @@ pub struct Config {
     pub trees: Vec<TreeConfig>,
     /// The peers.
     pub peers: Vec<PeerConfig>,
+    /// The hooks.
+    pub hooks: Vec<HookConfig>,
 }
 
 /// When a file that stays open for writing is taken.
@@ -282,15 +287,15 @@ impl Reader<'_> {
     }
 
     fn config(&mut self, document: &DeTable<'_>) -> Config {
-        let (mut node, mut trees, mut peers) = (None, Vec::new(), Vec::new());
+        let (mut node, mut trees, mut peers, mut hooks) = (None, Vec::new(), Vec::new(), Vec::new());
         for (key, value) in document {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("node", DeValue::Table(table)) => node = Some(table),
                 ("tree", DeValue::Array(tables)) => trees = self.tables("tree", tables.iter()),
                 ("peer", DeValue::Array(tables)) => peers = self.tables("peer", tables.iter()),
-                ("hook", _) => self.error(&key.span(), "[[hook]] is not in this version of pleach".into()),
+                ("hook", DeValue::Array(tables)) => hooks = self.tables("hook", tables.iter()),
                 ("node", _) => self.error(&key.span(), "'node' must be a table: write [node]".into()),
-                ("tree" | "peer", _) => {
+                ("tree" | "peer" | "hook", _) => {
                     let name = key.get_ref();
                     self.error(&key.span(), format!("'{name}' must be a list of tables: write [[{name}]]"));
                 }
@@ -307,6 +312,7 @@ impl Reader<'_> {
             log: "info".to_owned(),
             trees: Vec::new(),
             peers: Vec::new(),
+            hooks: Vec::new(),
         };
         if let Some(node) = node {
             self.node(node, &mut config);
@@ -316,6 +322,9 @@ impl Reader<'_> {
         }
         for (at, table) in peers {
             self.peer(&at, table, &mut config);
+        }
+        for (at, table) in hooks {
+            self.hook(&at, table, &mut config);
         }
         config
     }
@@ -750,7 +759,7 @@ mod tests {
                 "[[tree]]\nname=\"t\"\npath=\"/a\"\nrescan=\"24\"\n",
                 "p.toml, line 4: rescan: '24' is no duration: say 500ms, 10s, 5m, 24h or 7d",
             ),
-            ("[[hook]]\ntree=\"t\"\n", "p.toml, line 1: [[hook]] is not in this version of pleach"),
+            ("[hook]\ntree=\"t\"\n", "p.toml, line 1: 'hook' must be a list of tables: write [[hook]]"),
             ("[node]\nlog = 3\n", "p.toml, line 2: log must be a text in quotes"),
         ] {
             assert_eq!(errors(text).first().map(String::as_str), Some(want), "{text}");

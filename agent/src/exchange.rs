@@ -310,6 +310,11 @@ impl<T: Tell> Exchange<T> {
         self.peers.get(&peer).map(|s| (s.peer_applied, s.peer_stuck)).unwrap_or_default()
     }
 
+    /// How far our journal is applied by all that exchange the tree now; none where nobody does.
+    pub fn applied_by_connected(&self) -> Option<u64> {
+        self.peers.values().filter(|s| s.state == StreamState::Open).map(|s| s.peer_applied).min()
+    }
+
     /// How far a peer's journal is applied here.
     fn applied_here(&self, peer: NodeId) -> u64 {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)

@@ -18,7 +18,7 @@ use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::sled::SledKv;
 use pleach_store::root::RootError;
-use pleach_store::tree::{Tree, TreeError};
+use pleach_store::tree::{HookId, Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
@@ -29,12 +29,14 @@ use crate::watch::Fact;
 
 mod command;
 pub mod facts;
+mod hook;
 mod look;
 mod open;
 mod push;
 mod waiters;
 
 pub use command::{Command, CommandError, LOG_LINES_MAX, LogLine, OwedPath, Reply};
+pub use hook::{HookAsk, HookBatch, HookNews, HookSpec};
 pub use open::OpenError;
 pub use push::{Applied, PlanOf, PushAsk, PushPlace, PushProgress};
 pub use waiters::{Outstanding, WaitHandle};
@@ -87,6 +89,8 @@ pub struct Takers {
     pub peers: BTreeMap<NodeId, String>,
     /// The legacy daemons, by local name.
     pub pushes: BTreeSet<String>,
+    /// The hooks.
+    pub hooks: Vec<HookSpec>,
 }
 
 impl Tell for async_mpsc::UnboundedSender<ToSession> {
@@ -139,6 +143,13 @@ pub enum Event {
         peer: String,
         /// What.
         ask: PushAsk,
+    },
+    /// A hook's task asks for something.
+    Hook {
+        /// The hook.
+        id: HookId,
+        /// What.
+        ask: HookAsk,
     },
     /// Who takes the tree changed.
     Takers(Takers),
@@ -202,6 +213,8 @@ pub struct TreeStatus {
     pub peers: BTreeMap<NodeId, PeerProgress>,
     /// Each legacy daemon that takes it.
     pub pushes: BTreeMap<String, PushProgress>,
+    /// How many events wait for each hook.
+    pub hooks: BTreeMap<HookId, u64>,
 }
 
 /// One tree's owner, as the rest of the agent sees it.
@@ -217,6 +230,8 @@ pub struct Owner {
     pub status: Arc<Mutex<TreeStatus>>,
     /// How far the disk shows the journal; none while the tree is closed, scanned for the first time or paused.
     pub applied: watch::Receiver<Option<Applied>>,
+    /// How far there are events for hooks; none while the tree is closed.
+    pub hook_news: watch::Receiver<Option<HookNews>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -230,9 +245,11 @@ impl Owner {
         let status = Arc::new(Mutex::new(TreeStatus::default()));
         let (name, path) = (setup.config.name.clone(), setup.config.path.clone());
         let (applied, applied_here) = watch::channel(None);
+        let (hook_news, hook_news_here) = watch::channel(None);
         let pushes = setup.takers.pushes.iter().map(|peer| (peer.clone(), PushProgress::default())).collect();
         let keeper = Keeper {
             applied,
+            hook_news,
             pushes,
             paused: pause_file(&setup).exists(),
             setup,
@@ -247,7 +264,7 @@ impl Owner {
             approvable: false,
         };
         let thread = thread::Builder::new().name(format!("tree {name}")).spawn(move || keeper.run())?;
-        Ok(Self { name, path, inbox, status, applied: applied_here, thread: Some(thread) })
+        Ok(Self { name, path, inbox, status, applied: applied_here, hook_news: hook_news_here, thread: Some(thread) })
     }
 
     /// Tells the owner to stop, and waits until all is durable.
@@ -274,6 +291,7 @@ struct Keeper {
     exchange: Exchange<async_mpsc::UnboundedSender<ToSession>>,
     pushes: BTreeMap<String, PushProgress>,
     applied: watch::Sender<Option<Applied>>,
+    hook_news: watch::Sender<Option<HookNews>>,
     /// When the exchange's time began.
     began: Instant,
     waiters: Waiters,
@@ -293,6 +311,7 @@ struct Running<'k> {
     postponed: Vec<command::Postponed>,
     /// Markers that the watcher passed.
     passed: Vec<Vec<u8>>,
+    waiting: hook::Waiting,
     root_checked: Instant,
     hourly: Instant,
     marked: Instant,
@@ -330,6 +349,7 @@ impl Keeper {
             looks,
             postponed: Vec::new(),
             passed: Vec::new(),
+            waiting: hook::Waiting::default(),
             root_checked: now,
             hourly: now,
             marked: now,
@@ -346,6 +366,7 @@ impl Keeper {
     fn close(&mut self, reason: &str) {
         self.exchange.close();
         self.applied.send_replace(None);
+        self.hook_news.send_replace(None);
         self.waiters.fail(reason);
         let mut status = lock(&self.status);
         status.phase = Phase::Error;
@@ -392,6 +413,7 @@ impl Keeper {
                 command.refuse(CommandError::Closed(reason));
             }
             Event::Push { ask, .. } => ask.refuse(CommandError::Closed("the tree is closed".to_owned())),
+            Event::Hook { ask, .. } => ask.refuse(CommandError::Closed("the tree is closed".to_owned())),
             Event::Takers(takers) => self.set_takers(takers),
             Event::Facts(..) | Event::WatchEnded(_) | Event::Output { .. } => {}
         }
@@ -431,6 +453,7 @@ impl Keeper {
 impl Running<'_> {
     fn run(&mut self) -> Result<(), TreeError> {
         self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
+        self.set_hooks()?;
         self.first_scan()?;
         self.keeper.set_phase(Phase::Watching);
         lock(&self.keeper.status).error = None;
@@ -554,9 +577,11 @@ impl Running<'_> {
             }
             Event::Command(command) => self.obey(command)?,
             Event::Push { peer, ask } => self.take_push(&peer, ask)?,
+            Event::Hook { id, ask } => self.take_hook(id, ask)?,
             Event::Takers(takers) => {
                 self.keeper.set_takers(takers);
                 self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
+                self.set_hooks()?;
             }
         }
         Ok(())
@@ -586,6 +611,7 @@ impl Running<'_> {
         let peers = self.keeper.exchange.show(&self.tree, self.now(), quiet)?;
         self.show_pushes()?;
         self.tell_pushes();
+        let hooks = self.show_hooks()?;
         let (received, received_bytes) = self.keeper.exchange.received();
         let meta = self.tree.index().meta();
         let mut status = lock(&self.keeper.status);
@@ -599,6 +625,7 @@ impl Running<'_> {
         status.watch = self.looks.news().clone();
         status.peers = peers;
         status.pushes.clone_from(&self.keeper.pushes);
+        status.hooks = hooks;
         (status.received, status.received_bytes) = (received, received_bytes);
         status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
         Ok(())

@@ -15,7 +15,8 @@ use tokio::sync::{oneshot, watch};
 use crate::bandwidth::BandwidthLimit;
 use crate::failure::Failure;
 use crate::machine::lock;
-use crate::owner::{Applied, Event};
+use crate::orphan;
+use crate::owner::{Applied, Event, PushAsk};
 use crate::peer::{PeerState, PeerStatus};
 
 mod carry;
@@ -23,7 +24,6 @@ mod child;
 pub mod exit;
 mod item;
 mod options;
-mod orphan;
 mod schedule;
 mod target;
 mod work;
@@ -157,6 +157,9 @@ impl Push {
         loop {
             if self.paused {
                 show(&self.setup.name, &self.status, PeerState::Paused, None);
+                let ask = PushAsk::Failing(Some("the peer is paused".to_owned()));
+                // An owner that is gone waits for nobody.
+                self.source.owner.send(Event::Push { peer: self.setup.name.clone(), ask }).ok();
                 match self.inbox.recv().await.map(|event| self.take(event)) {
                     Some(true) => continue,
                     _ => return,

@@ -95,6 +95,7 @@ async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Fa
         log: "error".to_owned(),
         trees: vec![TreeConfig::new(TREE, root)],
         peers: vec![peer],
+        hooks: Vec::new(),
     };
     let peer = |name: &str, key: &str, addresses| PeerConfig {
         name: name.to_owned(),

@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::kv::{Batch, Kv, KvError};
-use crate::rows::{self, CursorRow, EntryRow, HistoryRow, MetaRow, RowError, Space};
+use crate::rows::{self, CursorRow, EntryRow, HistoryRow, HookOn, MetaRow, RowError, Space};
 
 mod entries;
+mod events;
 mod sums;
 
 pub use entries::known;
@@ -54,6 +55,7 @@ pub struct Index<K> {
     urgent: bool,
     /// Directories that live or died with what is beneath; taken before the disk is worked on.
     turned: BTreeMap<TreePath, u64>,
+    events: events::Events,
 }
 
 type Result<T> = std::result::Result<T, IndexError>;
@@ -79,6 +81,7 @@ impl<K: Kv> Index<K> {
             flush_needed: false,
             urgent: false,
             turned: BTreeMap::new(),
+            events: events::Events::default(),
         })
     }
 
@@ -156,7 +159,7 @@ impl<K: Kv> Index<K> {
         self.give_seq(path, &mut row);
         let seq = row.seq;
         self.put_row(path, &row);
-        self.tally(path, &before, &row);
+        self.tally(path, &before, &row)?;
         if live != was_live {
             self.count_child(path, live)?;
         }
@@ -184,11 +187,11 @@ impl<K: Kv> Index<K> {
     }
 
     /// Keeps the counts of live paths, their bytes and the conflicts listed.
-    fn tally(&mut self, path: &TreePath, before: &EntryRow, after: &EntryRow) {
+    fn tally(&mut self, path: &TreePath, before: &EntryRow, after: &EntryRow) -> Result<()> {
         let counts = |row: &EntryRow| (u64::from(is_live(row)), size_of(row), conflicts_of(row));
         let (old, new) = (counts(before), counts(after));
         if old == new {
-            return;
+            return Ok(());
         }
         let meta = self.meta_mut();
         meta.entries = (meta.entries + new.0).saturating_sub(old.0);
@@ -200,6 +203,11 @@ impl<K: Kv> Index<K> {
             (_, 0) => self.delete(key),
             (_, count) => self.put(key, &count),
         }
+        if new.2 > old.2 {
+            let dir = view::own(&after.entry) == Some(&pleach_protocol::entry::Value::Dir);
+            self.note_event(HookOn::Conflict, path, after.seq, dir)?;
+        }
+        Ok(())
     }
 
     /// Tells a path's parents that it lives now, or no longer.
@@ -211,7 +219,7 @@ impl<K: Kv> Index<K> {
             parent.live_children = if live { parent.live_children + 1 } else { parent.live_children.saturating_sub(1) };
             let now_live = is_live(&parent);
             self.put_row(&dir, &parent);
-            self.tally(&dir, &before, &parent);
+            self.tally(&dir, &before, &parent)?;
             let turned = (before.live_children > 0) != (parent.live_children > 0);
             if turned && view::own(&parent.entry) != Some(&pleach_protocol::entry::Value::Dir) {
                 // What is shown there changes although nothing is announced: a directory comes, or goes,

@@ -17,8 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::vfs::Meta;
 
 mod pushed;
+mod told;
 
 pub use pushed::{PushRow, PushedRow, push_key, pushed_key, pushed_path, pushed_prefix};
+pub use told::{EventRow, HookOn, HookRow, event_key, event_number, event_path_key, hook_key};
 
 /// The version of the stored rows. 1: first.
 pub const STORE_VERSION: u8 = 1;
@@ -53,10 +55,14 @@ pub enum Space {
     Push = b'Q',
     /// Peer without an agent, path → [`PushedRow`].
     Pushed = b'R',
+    /// Hook → [`HookRow`].
+    Hook = b'K',
     /// Id in staging → [`StagedRow`].
     Staged = b'L',
     /// Directory → [`SumRow`].
     Sum = b'S',
+    /// What hooks run for, number → [`EventRow`]; and path → the number of its newest.
+    Event = b'T',
     /// Path and id → [`VaultRow`].
     Vault = b'V',
     /// Path → how many conflicts it lists, where it lists any.

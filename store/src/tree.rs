@@ -32,6 +32,7 @@ mod exchange;
 mod expire;
 mod fetch;
 mod hands;
+mod hooks;
 mod local;
 mod manifests;
 mod observe;
@@ -48,6 +49,7 @@ pub use apply::{Want, WantId};
 pub use decide::{Conflict, DecideError, Kept, Version};
 pub use delta::Cuts;
 pub use exchange::{INLINE_BYTES_MAX, Life, Rows};
+pub use hooks::{HookId, HookPlace};
 pub use observe::Observed;
 pub use push::{PushGone, PushItem, PushPlan, PushResult};
 pub use scan::ScanStats;
@@ -207,6 +209,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let head_at_start = index.meta().head;
         // Before anything else of this start: it goes with the first batch.
         told::close(&mut index)?;
+        hooks::resume(&mut index)?;
         let expected = match &options.expected_root {
             Some(id) => Some(id.clone()),
             None => Some(index.meta().root.clone()).filter(|id| !id.is_empty()),
@@ -411,6 +414,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn set_problem(&mut self, path: &TreePath, reason: String) {
         tracing::warn!(path = %path, reason, "a path cannot be synced");
+        if self.problems.get(path) != Some(&reason) {
+            self.note_trouble(path);
+        }
         let row = ProblemRow { time: self.now(), reason: reason.clone() };
         self.index.put_other(rows::path_key(Space::Problem, path), &row);
         self.problems.insert(path.clone(), reason);
@@ -442,9 +448,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let dot = self.next_dot();
         let paired = pairing != Pairing::No;
         let before = Some(&row.entry).filter(|e| !e.context.is_empty());
+        let before_state = shown.state.as_ref();
         let (entry, shown) = pleach_protocol::mint::mint(before, shown, disk.map(|(s, _)| s), dot, Rank(hint), paired);
         let announced = EntryRow { entry, ..row.clone() };
         self.index.announce(path, announced, None)?;
+        if pairing == Pairing::No {
+            self.note_own(path, before_state, disk.map(|(state, _)| state))?;
+        }
         self.minted_at.get_or_insert(now);
         Ok((self.index.row(path)?, shown))
     }

@@ -11,8 +11,9 @@ use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
-    self, CursorRow, EntryRow, HistoryRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow, PushRow, PushedRow,
-    RowError, STORE_VERSION, ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal, unseal,
+    self, CursorRow, EntryRow, EventRow, HistoryRow, HookOn, HookRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow,
+    PushRow, PushedRow, RowError, STORE_VERSION, ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal,
+    unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -186,6 +187,14 @@ impl Parts {
         PushedRow { dir: !self.some, hash: self.some.then_some(Hash([9; 32])) }
     }
 
+    fn event_row(&self) -> EventRow {
+        EventRow { seq: self.number, path: self.path.clone(), dir: self.some }
+    }
+
+    fn hook_row(&self) -> HookRow {
+        HookRow { places: HookOn::ALL.map(|on| (on, self.number)).to_vec() }
+    }
+
     fn problem_row(&self) -> ProblemRow {
         ProblemRow { time: time(self.secs), reason: self.text.clone() }
     }
@@ -227,6 +236,11 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("key of what was pushed", rows::pushed_key(Space::Pushed, "web1", &p("a/b"))),
         ("key of what is owed", rows::pushed_key(Space::Owed, "web1", &p("a"))),
         ("key of a number", rows::number_key(Space::Journal, 258)),
+        ("event", seal(&parts.event_row())),
+        ("hook", seal(&parts.hook_row())),
+        ("key of a hook", rows::hook_key(&[0xbb; 16])),
+        ("key of an event", rows::event_key(HookOn::Sent, 258)),
+        ("key of a path's event", rows::event_path_key(HookOn::Error, &p("a/b"))),
     ]
 }
 
@@ -246,10 +260,11 @@ fn the_stored_bytes_are_those_of_version_1() {
 #[test]
 fn the_spaces_are_those_of_version_1() {
     use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Staged, Sum, Vault};
-    use Space::{Owed, Push, Pushed};
+    use Space::{Event, Hook, Owed, Push, Pushed};
     let spaces = [Content, Cursor, Entry, History, Intent, Journal, Staged, Meta, Name, Problem, Sum, Vault, Conflict];
     assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJLMNPSVX");
     assert_eq!([Owed, Push, Pushed].map(|space| space as u8), *b"OQR");
+    assert_eq!([Event, Hook].map(|space| space as u8), *b"TK");
 }
 
 /// A value with a checksum that holds.
@@ -346,6 +361,8 @@ proptest! {
         check_row(&parts.problem_row())?;
         check_row(&parts.push_row())?;
         check_row(&parts.pushed_row())?;
+        check_row(&parts.event_row())?;
+        check_row(&parts.hook_row())?;
         check_row(&parts.sum_row())?;
         check_row(&parts.vault_row())?;
         check_row(&parts.number)?;

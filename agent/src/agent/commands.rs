@@ -285,6 +285,9 @@ impl Agent {
                 }
             }
         }
+        for row in self.hook_errors(tree) {
+            send(replies, row).await;
+        }
         for (peer, reason) in self.peer_errors() {
             send(replies, json!({"peer": peer, "reason": reason})).await;
         }

@@ -123,10 +123,11 @@ impl Agent {
                 "rtt_ms": null, "last_seen_s": status.seen.map(|at| at.elapsed().as_secs_f64()), "trees": rows,
             }));
         }
+        let hooks: Vec<Value> = parts.hooks.iter().map(|hook| hook.row(&parts.trees, &statuses)).collect();
         json!({
             "node": self.us.name, "id": self.us.key.fingerprint(), "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs_f64(), "config_error": *lock(&self.config_error),
-            "trees": trees, "peers": peers,
+            "trees": trees, "peers": peers, "hooks": hooks,
         })
     }
 }

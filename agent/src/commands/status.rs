@@ -26,6 +26,10 @@ pub(super) fn text(status: &Value, style: Style) -> String {
         text.push('\n');
         text += &peers(status, style);
     }
+    if !list(status, "hooks").is_empty() {
+        text.push('\n');
+        text += &hooks(status, style);
+    }
     let notes = notes(status);
     if !notes.is_empty() {
         text.push('\n');
@@ -138,6 +142,23 @@ fn peers(status: &Value, style: Style) -> String {
     show::table(&rows)
 }
 
+fn hooks(status: &Value, style: Style) -> String {
+    let mut rows = vec![heads(style, &["HOOK", "ON", "STATE", "WAITING", "RUNS"])];
+    for hook in list(status, "hooks") {
+        let on: Vec<String> = list(hook, "on").iter().map(show::shown).collect();
+        let state = show::field(hook, "state");
+        let good = hook["error"].is_null();
+        rows.push(vec![
+            show::field(hook, "tree").into(),
+            on.join(",").into(),
+            judged(&state, good, style),
+            show::field(hook, "pending").into(),
+            show::field(hook, "runs").into(),
+        ]);
+    }
+    show::table(&rows)
+}
+
 /// What the tables have no column for: errors, what is not watched, where to look further.
 fn notes(status: &Value) -> Vec<String> {
     let mut notes = Vec::new();
@@ -166,6 +187,10 @@ fn notes(status: &Value) -> Vec<String> {
     }
     for peer in list(status, "peers").iter().filter(|peer| !peer["error"].is_null()) {
         notes.push(format!("peer {}: {}", show::field(peer, "name"), show::field(peer, "error")));
+    }
+    for hook in list(status, "hooks").iter().filter(|hook| !hook["error"].is_null()) {
+        let (tree, runs) = (show::field(hook, "tree"), show::field(hook, "runs"));
+        notes.push(format!("{tree}: the hook {runs} failed and is run again: {}", show::field(hook, "error")));
     }
     for (there, command) in [(conflicts, "conflicts"), (problems, "problems")] {
         if there {
@@ -303,6 +328,24 @@ see: pleach problems
                 "tree t2: absent at peer web2"
             ]
         );
+    }
+
+    #[test]
+    fn hooks_have_a_table_and_failures_a_line() {
+        let mut status = example();
+        status["hooks"] = json!([
+            {"tree": "www", "on": ["applied", "sent"], "runs": "purge-cdn", "state": "ok", "error": null, "pending": 0},
+            {"tree": "www", "on": ["error"], "runs": "http://h/x", "state": "retrying", "error": "it answered 500 No",
+                "pending": 3}]);
+        let want = "
+HOOK  ON            STATE     WAITING  RUNS
+www   applied,sent  ok        0        purge-cdn
+www   error         retrying  3        http://h/x
+
+www: the hook http://h/x failed and is run again: it answered 500 No
+";
+        assert_eq!(text(&status, Style::plain()), text(&example(), Style::plain()) + want);
+        assert_eq!(wrong(&status), Vec::<String>::new());
     }
 
     #[test]

@@ -223,8 +223,16 @@ fn command(plugin: Node<'_, '_>, tree: &mut Tree) {
             let expression = attribute(include, "expression");
             match pattern::of_regex(expression) {
                 Ok(rules) => paths.extend(rules),
-                Err(why) => tree.note(format!("the plugin's include '{expression}' is left out: {why}")),
+                // With the others alone it would run for less, without any for all.
+                Err(why) => {
+                    tree.note(format!("error: the command plugin is not converted: its include '{expression}': {why}"));
+                    return;
+                }
             }
+        }
+        if paths.is_empty() {
+            tree.note("the command plugin is not converted: its filter includes nothing, so it never ran");
+            return;
         }
         hook.push(("paths", strings(&paths)));
     }

@@ -67,6 +67,8 @@ fn sersync_with_all_of_its_parts() {
         assert!(text.lines().any(|l| l == line), "no '{line}' in\n{text}");
     }
     assert!(!text.contains("4.206"), "{text}");
+    let hooks = config::parse(Path::new("imported.toml"), &text).unwrap().hooks;
+    assert_eq!((hooks.len(), hooks[0].paths.as_slice()), (1, &["*.php".to_owned()][..]));
     for words in ["attrib start", "--update is left out", "failLog", "begin with '.'"] {
         said(&draft, words);
     }
@@ -81,6 +83,18 @@ fn a_filter_that_cannot_be_translated_is_an_error_and_not_dropped() {
     said(&draft, "not converted: the filter '([a-z]+)[0-9]'");
     let text = text_of(&draft);
     assert!(text.lines().all(|l| l.is_empty() || l.starts_with('#') || l == "[node]"), "{text}");
+}
+
+#[test]
+fn a_plugin_whose_filter_cannot_be_said_becomes_no_hook() {
+    for (include, words) in [
+        (r#"<include expression="([a-z]+)[0-9]"/>"#, "not converted: its include '([a-z]+)[0-9]'"),
+        ("", "its filter includes nothing"),
+    ] {
+        let draft = convert(Kind::Sersync, &SERSYNC.replace(r#"<include expression="(.*)\.php"/>"#, include)).unwrap();
+        said(&draft, words);
+        assert!(!text_of(&draft).contains("[[hook]]"), "{include}");
+    }
 }
 
 #[test]

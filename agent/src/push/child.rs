@@ -156,7 +156,7 @@ pub(super) async fn run(
     }
     command.current_dir("/").kill_on_drop(true).process_group(0);
     let mut child = command.spawn()?;
-    let _noted = super::orphan::Noted::new(&setup.note, child.id());
+    let _noted = crate::orphan::Noted::new(&setup.note, child.id());
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let lacks = || io::Error::other("a pipe to rsync is missing");
     let (stdin, stdout, stderr) = (stdin.ok_or_else(lacks)?, stdout.ok_or_else(lacks)?, stderr.ok_or_else(lacks)?);

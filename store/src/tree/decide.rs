@@ -250,6 +250,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let dot = self.next_dot();
             let entry = resolve::resolve(&row.entry, &decision, dot);
             self.index.announce(path, EntryRow { entry, ..row }, None)?;
+            self.note_own(path, None, None)?;
             self.index.commit_if_large()?;
             self.revisit(path)?;
         }
@@ -348,6 +349,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let known = Some(&row.entry).filter(|e| !e.context.is_empty());
         let (entry, _) = mint::mint(known, &shown, Some(&restored), dot, Rank(now.nanos_since_epoch()), false);
         self.index.announce(path, EntryRow { entry, ..row }, None)?;
+        self.note_own(path, None, None)?;
         self.index.commit_if_large()?;
         self.revisit(path)?;
         Ok(())

@@ -560,6 +560,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let same_content = value(before.state.as_ref()) == value(state.as_ref());
         let writer = self.writer_of(&op.row.entry, same_content)?;
         self.record(&op.path, op.row.seq, before.state.as_ref(), state.as_ref(), writer);
+        self.note_applied(&op.path, op.row.seq, before.state.as_ref(), state.as_ref())?;
         let context = op.row.entry.context.clone();
         let state = fill_in(state, stamp);
         let mut row = self.index.row(&op.path)?;
@@ -610,6 +611,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let before = Self::shown(&row).state;
                 let writer = self.writer_of(&row.entry, false)?;
                 self.record(from, row.seq, before.as_ref(), None, writer);
+                self.note_applied(from, row.seq, before.as_ref(), None)?;
                 let shown = Shown { context: row.entry.context.clone(), state: None };
                 self.store_shown(from, &mut row, ShownRow { shown, stamp: None, provisional: false });
                 self.apply.release_path(from);

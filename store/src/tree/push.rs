@@ -423,6 +423,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.index.commit_if_large()?;
         }
         for (path, reason) in &result.owed {
+            if !owed.contains(path) {
+                self.note_trouble(path);
+            }
             let row = ProblemRow { time: self.now(), reason: reason.clone() };
             self.index.put_other(rows::pushed_key(Space::Owed, peer, path), &row);
             self.index.commit_if_large()?;

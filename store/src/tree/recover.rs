@@ -96,6 +96,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let staged = self.vfs.stat(&place.staging, &name).map_err(disk)?;
         let vaulted = self.vfs.stat(&place.vault, &name).map_err(disk)?;
         let ours = |meta: &Meta| intent.inode == Some((meta.inode, meta.btime));
+        if matches!(intent.op, IntentOp::Attributes | IntentOp::MakeDir) && there.is_some() {
+            self.note_applied(&intent.path, row.seq, None, intent.state.as_ref())?;
+        }
         let carried = match intent.op {
             IntentOp::Create if intent.inode.is_none() => there.is_some() && staged.is_none(),
             IntentOp::Create => there.as_ref().is_some_and(ours),
@@ -137,6 +140,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut row = self.index.row(&intent.path)?;
         // The stamp proves nothing until the content was read again: somebody may have written since.
         let shown = Shown { context: intent.context, state: intent.state };
+        self.note_applied(&intent.path, row.seq, Self::shown(&row).state.as_ref(), shown.state.as_ref())?;
         self.store_shown(&intent.path, &mut row, ShownRow { shown, stamp, provisional: true });
         self.restore_parent(place, &intent.path)?;
         self.revisit(&intent.path)
@@ -164,6 +168,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if there.is_none() {
             let mut row = self.index.row(from)?;
             let shown = Shown { context: row.entry.context.clone(), state: None };
+            self.note_applied(from, row.seq, Self::shown(&row).state.as_ref(), None)?;
             self.store_shown(from, &mut row, ShownRow { shown, stamp: None, provisional: false });
         }
         self.revisit(from)
