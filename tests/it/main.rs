@@ -6,6 +6,7 @@ mod crash;
 mod delta;
 mod fuzz;
 mod histories;
+mod hooks;
 mod moves;
 mod relay;
 mod restart;
