@@ -133,9 +133,9 @@ fn crashed_at(on_b: bool, store: bool, n: u64, kind: CrashKind, kept_batches: us
     a.disk.sync();
     let node = if on_b { &b } else { &a };
     if store {
-        node.kv.fail_after(n)
+        node.kv.fail_after(n);
     } else {
-        node.disk.crash_at(n)
+        node.disk.crash_at(n);
     }
     let mut came = false;
     let mut rest = false;

@@ -108,15 +108,12 @@ impl Agent {
 
     /// Makes the tasks what the config says; `changed`: trees with a new owner.
     pub(super) fn adapt_hooks(&self, parts: &mut Parts, setups: Vec<HookSetup>, changed: &BTreeSet<String>) {
-        let mut old = std::mem::take(&mut parts.hooks);
-        old.retain(|hook| {
-            let stays = setups.contains(&hook.setup);
-            if !stays {
-                // One that ended needs no telling.
-                hook.inbox.send(HookEvent::Stop).ok();
-            }
-            stays
-        });
+        let all = std::mem::take(&mut parts.hooks).into_iter();
+        let (mut old, mut gone): (Vec<_>, Vec<_>) = all.partition(|hook| setups.contains(&hook.setup));
+        for hook in &gone {
+            // One that ended needs no telling.
+            hook.inbox.send(HookEvent::Stop).ok();
+        }
         for setup in setups {
             let Some(source) = source_of(&parts.trees, &setup) else { continue };
             if let Some(at) = old.iter().position(|hook| hook.setup == setup) {
@@ -130,7 +127,15 @@ impl Agent {
             let (inbox, events) = unbounded_channel();
             let status = Arc::new(Mutex::new(HookStatus::default()));
             let hook = Hook::new(setup.clone(), source, events, Arc::clone(&status));
-            parts.hooks.push(HookHandle { setup, inbox, status, task: tokio::spawn(hook.run()) });
+            // The same hook with other times: what runs for it ends first.
+            let before = gone.iter().position(|hook| hook.setup.note == setup.note).map(|at| gone.swap_remove(at).task);
+            let task = tokio::spawn(async move {
+                if let Some(before) = before {
+                    before.await.ok();
+                }
+                hook.run().await;
+            });
+            parts.hooks.push(HookHandle { setup, inbox, status, task });
         }
     }
 }

@@ -28,6 +28,11 @@ impl<K: Kv> Index<K> {
         self.events = Events { noted, last, last_sent };
     }
 
+    /// Whether events of a kind are noted.
+    pub fn notes(&self, on: HookOn) -> bool {
+        self.events.noted.contains(&on)
+    }
+
     /// The number that an event of now, or of before, does not exceed.
     pub const fn last_event(&self, on: HookOn) -> u64 {
         match on {
@@ -42,7 +47,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// As [`Index::row`].
     pub fn note_event(&mut self, on: HookOn, path: &TreePath, seq: u64, dir: bool) -> Result<()> {
-        if !self.events.noted.contains(&on) {
+        if !self.notes(on) {
             return Ok(());
         }
         // What was sent is counted as peers count.

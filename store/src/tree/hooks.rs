@@ -136,12 +136,18 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         before: Option<&State>,
         after: Option<&State>,
     ) -> Result<(), TreeError> {
+        if !self.index.notes(HookOn::Sent) {
+            return Ok(());
+        }
         let seq = self.index.row(path)?.seq;
         Ok(self.index.note_event(HookOn::Sent, path, seq, is_dir(before) || is_dir(after))?)
     }
 
     /// A path became a problem.
     pub(super) fn note_trouble(&mut self, path: &TreePath) {
+        if !self.index.notes(HookOn::Error) {
+            return;
+        }
         let noted = self.index.row(path).and_then(|row| {
             let dir = is_dir(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()));
             let seq = self.index.meta().head;
