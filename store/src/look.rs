@@ -14,7 +14,7 @@ use crate::rows::{ShownRow, Stamp};
 use crate::vfs::{Kind, Meta, Vfs, Writers};
 
 /// A hash taken sooner than this after the file's change time may miss a write of the same tick, where stamps are coarse.
-const RACY_NANOS: i64 = 20_000_000;
+pub(crate) const RACY_NANOS: i64 = 20_000_000;
 const READ_BYTES: usize = 128 * 1024;
 
 /// How to look.

@@ -1,6 +1,9 @@
 //! What keeps data alive: a test for each rule about file systems that the modelled disk can show.
 //! The table of rules and tests is in ARCHITECTURE.md.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_store::root::RootError;
@@ -120,17 +123,39 @@ fn an_edit_that_put_its_time_back_is_a_change() {
     assert_eq!(entry.content.len() + entry.losers.values().map(Vec::len).sum::<usize>(), 2);
 }
 
-/// Section 3: what a user wrote into our new file before we read its stamp is not taken for ours.
+/// Section 3: what a user wrote at any moment of a replacement is not taken for ours, and not lost. The tree looks
+/// again afterwards, as the event of that write makes it.
 #[test]
 fn a_write_just_after_our_rename_is_not_swallowed() {
-    let (mut a, mut b) = pair();
-    a.disk.user().write("f", "base").unwrap();
-    rest(&mut a, &mut b);
-    a.disk.user().write("f", "from a").unwrap();
-    // The second stat of staging comes right behind the exchange.
-    b.disk.before(OpKind::SyncDir, 1, |user| user.write("f", "mine").unwrap());
-    rest(&mut a, &mut b);
-    assert_eq!(a.disk.user().read("f").unwrap(), b"mine");
+    let mut written = 0;
+    for coarse in [false, true] {
+        for op in [OpKind::Stat, OpKind::StatFile, OpKind::SyncData, OpKind::SyncDir, OpKind::Rename] {
+            for nth in 1..=12 {
+                let (mut a, mut b) = pair();
+                b.disk.set_coarse_clock(coarse);
+                a.disk.user().write("f", "base").unwrap();
+                rest(&mut a, &mut b);
+                a.disk.user().write("f", "from a").unwrap();
+                let fired = Arc::new(AtomicBool::new(false));
+                let fires = Arc::clone(&fired);
+                b.disk.before(op, nth, move |user| {
+                    user.write("f", "mine b").unwrap();
+                    fires.store(true, Ordering::Relaxed);
+                });
+                // It may fire at the end of one of them.
+                (0..3).for_each(|_| assert!(settle(&mut a, &mut b).unwrap()));
+                if !fired.load(Ordering::Relaxed) {
+                    break;
+                }
+                written += 1;
+                rest(&mut a, &mut b);
+                for content in ["from a", "mine b"] {
+                    assert!([&a, &b].iter().any(|node| holds(node, content.as_bytes())), "{op:?} {nth}: no {content}");
+                }
+            }
+        }
+    }
+    assert!(written > 20, "only {written} writes fell into a replacement");
 }
 
 /// Section 4: whoever has the displaced file open goes on writing into the vault.

@@ -14,7 +14,7 @@ use super::hands;
 use super::observe::is_no_dir;
 use super::{Tree, TreeError};
 use crate::kv::Kv;
-use crate::look::{access_of, stamp_of};
+use crate::look::{RACY_NANOS, access_of, stamp_of};
 use crate::root::Place;
 use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
@@ -519,7 +519,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         outcome: io::Result<Outcome>,
     ) -> Result<(), TreeError> {
         let (stamp, provisional) = match outcome {
-            Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional),
+            Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional || self.is_racy(&op, stamp)),
             Ok(Outcome::Raced) => {
                 self.rescue(place, &op, id)?;
                 self.observe_lost_parents(place, &op.path)?;
@@ -572,6 +572,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         // A conflict that came out, another round.
         self.revisit(&op.path)?;
         if op.view.is_none() { self.revisit_parent(&op.path) } else { Ok(()) }
+    }
+
+    /// Whether a write in the tick in which a file got its name could leave the stamp that we read: where its time is
+    /// that of the tick. Source: LINUX.md section 2b.
+    fn is_racy(&self, op: &Op<V>, stamp: Option<Stamp>) -> bool {
+        let near = |stamp: Stamp| {
+            let apart = stamp.ctime.nanos_since_epoch().saturating_sub(stamp.mtime.nanos_since_epoch());
+            apart.saturating_abs() < RACY_NANOS
+        };
+        self.coarse && op.staged.is_some() && stamp.is_some_and(near)
     }
 
     /// Shows what there is of a change of attributes: the rest is tried again.
