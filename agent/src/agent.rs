@@ -24,6 +24,7 @@ use crate::keys::{self, HostKey};
 use crate::machine::{lock, random_number, write_durably};
 use crate::owner::{Event, Owner, Takers, TreeSetup, TreeStatus};
 use crate::peer::{Greeted, Peer, PeerEvent, PeerSetup, PeerStatus, Us};
+use crate::push::Gate;
 use crate::ssh::{Listener, PublicKey, SshLink};
 
 mod commands;
@@ -63,6 +64,9 @@ struct Parts {
     peers: Vec<PeerHandle>,
     pushes: Vec<PushHandle>,
     hooks: Vec<HookHandle>,
+    /// The daemons of peers with an agent.
+    fallbacks: Vec<PushHandle>,
+    gates: pushes::Gates,
 }
 
 /// A node. Cheap to clone by its `Arc`.
@@ -185,9 +189,9 @@ impl Agent {
     /// A thread cannot be started; the rest goes on.
     fn adapt(self: &Arc<Self>, config: &Config) -> Result<(), Failure> {
         let setups = peer_setups(config);
-        let daemons = pushes::push_setups(config, &self.state);
         let hooks = hooks::hook_setups(config, &self.state);
         let mut parts = lock(&self.parts);
+        let daemons = pushes::push_setups(config, &self.state, &mut parts.gates);
         let mut peers: Vec<PeerHandle> = Vec::new();
         let mut old_peers: Vec<PeerHandle> = std::mem::take(&mut parts.peers);
         // Peers that are gone first, so that no owner hears of them again.
@@ -208,9 +212,15 @@ impl Agent {
             changed.insert(owner.name);
         }
         for tree in &config.trees {
-            let pushes = daemons.iter().filter(|d| d.tree == tree.name).map(|d| d.name.clone()).collect();
+            let here = daemons.iter().filter(|d| d.tree == tree.name);
+            let (fallbacks, pushes): (Vec<_>, Vec<_>) = here.partition(|d| d.fallback.is_some());
+            let peers = takers(&setups, &tree.name);
+            let falls_back = |name: &String| fallbacks.iter().any(|d| d.name == *name);
+            let fallbacks = peers.iter().filter(|(_, name)| falls_back(name));
+            let fallbacks = fallbacks.map(|(node, name)| (name.clone(), *node)).collect();
+            let pushes = pushes.into_iter().map(|d| d.name.clone()).collect();
             let specs = hooks::hook_specs(&hooks, &tree.name);
-            let takers = Takers { peers: takers(&setups, &tree.name), pushes, hooks: specs };
+            let takers = Takers { peers, pushes, fallbacks, hooks: specs };
             if let Some(at) = old_trees.iter().position(|o| o.name == tree.name) {
                 let owner = old_trees.swap_remove(at);
                 owner.inbox.send(Event::Takers(takers)).ok();
@@ -242,7 +252,8 @@ impl Agent {
                 peers.push(peer);
                 continue;
             }
-            peers.push(self.start_peer(setup, owners));
+            let gate = pushes::gate_of(&mut parts.gates, &setup.name, &self.state);
+            peers.push(self.start_peer(setup, owners, gate));
         }
         parts.peers = peers;
         self.adapt_pushes(&mut parts, daemons, &changed);
@@ -250,12 +261,12 @@ impl Agent {
         Ok(())
     }
 
-    fn start_peer(&self, setup: PeerSetup, owners: Vec<Sender<Event>>) -> PeerHandle {
+    fn start_peer(&self, setup: PeerSetup, owners: Vec<Sender<Event>>, gate: Arc<Gate>) -> PeerHandle {
         let (inbox, events) = unbounded_channel();
         let status = Arc::new(Mutex::new(PeerStatus::default()));
         let paused = self.peer_pause(&setup.name).exists();
         let us = Arc::clone(&self.us);
-        let peer = Peer::new(us, setup.clone(), owners, events, Arc::clone(&status), paused);
+        let peer = Peer::new(us, setup.clone(), owners, events, Arc::clone(&status), gate, paused);
         PeerHandle { setup, inbox, status, paused, task: tokio::spawn(peer.run()) }
     }
 
@@ -285,7 +296,7 @@ impl Agent {
 
     /// Stops cleanly: says goodbye, makes everything durable.
     pub async fn stop(&self) {
-        let Parts { trees, peers, pushes, hooks, .. } = std::mem::take(&mut *lock(&self.parts));
+        let Parts { trees, peers, pushes, fallbacks, hooks, .. } = std::mem::take(&mut *lock(&self.parts));
         if let Some((_, task)) = lock(&self.listening).take() {
             task.abort();
         }
@@ -295,7 +306,7 @@ impl Agent {
         for hook in hooks {
             hook.end().await;
         }
-        for push in pushes {
+        for push in pushes.into_iter().chain(fallbacks) {
             push.end().await;
         }
         for mut peer in peers {

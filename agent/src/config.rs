@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 use crate::bandwidth::BandwidthLimit;
 use crate::hook::HookConfig;
 use crate::keys;
-use crate::push::{PushConfig, Schedule, Target, check_options};
+use crate::push::{FallbackConfig, PushConfig, Schedule, Target, check_options};
 
 mod hook;
 
@@ -61,8 +61,8 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("peer", "key", Built::Yes),
     ("peer", "trees", Built::Yes),
     ("peer", "bwlimit", Built::Yes),
-    ("peer", "fallback", Built::No),
-    ("peer", "fallback_after", Built::No),
+    ("peer", "fallback", Built::Yes),
+    ("peer", "fallback_after", Built::Yes),
     ("peer", "password_file", Built::Yes),
     ("peer", "full_check", Built::Yes),
     ("peer", "mirror", Built::Yes),
@@ -78,6 +78,8 @@ const KEYS: &[(&str, &str, Built)] = &[
 ];
 const TABLES: [&str; 4] = ["node", "tree", "peer", "hook"];
 const NAME_BYTES_MAX: usize = 64;
+/// What `fallback_after` is unless it is said.
+const FALLBACK_AFTER: Duration = Duration::from_secs(15);
 
 /// One error in a config, with its place.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -180,6 +182,8 @@ pub struct PeerConfig {
     pub bandwidth: BandwidthLimit,
     /// What is said of a legacy rsync daemon; none where the peer is a node.
     pub push: Option<PushConfig>,
+    /// Where it is pushed to while its agent is away.
+    pub fallback: Option<FallbackConfig>,
 }
 
 /// Where the config lies unless the command line says otherwise. Source: CONTRACT.md.
@@ -478,11 +482,13 @@ impl Reader<'_> {
             trees: None,
             bandwidth: BandwidthLimit::default(),
             push: None,
+            fallback: None,
         };
         if !keys.contains_key("name") {
             self.error(at, "name is missing in [[peer]]".to_owned());
         }
         let legacy = keys.get("address").is_some_and(|value| is_rsync(value));
+        let falls_back = !legacy && keys.contains_key("fallback");
         if !legacy && !keys.contains_key("key") {
             self.error(at, "key is missing in [[peer]]".to_owned());
         }
@@ -527,6 +533,15 @@ impl Reader<'_> {
                     }
                     peer.trees = Some(names);
                 }
+                "fallback" | "fallback_after" if legacy => {
+                    self.error(&value.span(), format!("{key} is only for a peer with an agent"));
+                }
+                "fallback" => {}
+                "fallback_after" | "password_file" | "timeout" | "rsync_options" if falls_back => {}
+                "full_check" | "mirror" if falls_back => {
+                    self.error(&value.span(), format!("{key} of a fallback is not in this version of pleach"));
+                }
+                "fallback_after" => self.error(&value.span(), "fallback_after is only for a fallback".into()),
                 other if !legacy => {
                     let other = other.to_owned();
                     self.error(&value.span(), format!("{other} is only for rsync:// addresses"));
@@ -535,25 +550,29 @@ impl Reader<'_> {
             }
         }
         if legacy {
-            peer.push = self.push(&keys);
-            let taken = peer.trees.as_ref().map_or(config.trees.len(), Vec::len);
-            if taken != 1 {
-                let span = keys.get("trees").map_or_else(|| at.clone(), |value| value.span());
-                self.error(&span, format!("trees: an rsync daemon takes exactly one tree, not {taken}"));
-            }
+            peer.push = self.push("address", &keys);
+        } else if falls_back {
+            let after = keys.get("fallback_after").and_then(|value| self.checked("fallback_after", value, duration));
+            let after = after.unwrap_or(FALLBACK_AFTER);
+            peer.fallback = self.push("fallback", &keys).map(|push| FallbackConfig { push, after });
+        }
+        let taken = peer.trees.as_ref().map_or(config.trees.len(), Vec::len);
+        if taken != 1 && (legacy || falls_back) {
+            let span = keys.get("trees").map_or_else(|| at.clone(), |value| value.span());
+            self.error(&span, format!("trees: an rsync daemon takes exactly one tree, not {taken}"));
         }
         config.peers.push(peer);
     }
 
     /// What is said of a legacy rsync daemon.
-    fn push(&mut self, keys: &BTreeMap<String, &Value<'_>>) -> Option<PushConfig> {
-        let address = keys.get("address")?;
+    fn push(&mut self, named: &str, keys: &BTreeMap<String, &Value<'_>>) -> Option<PushConfig> {
+        let address = keys.get(named)?;
         if matches!(address.get_ref(), DeValue::Array(_)) {
             self.error(&address.span(), "address: an rsync daemon has one; make a [[peer]] for each".into());
             return None;
         }
         let mut push = PushConfig {
-            target: self.checked("address", address, Target::parse)?,
+            target: self.checked(named, address, Target::parse)?,
             password_file: None,
             full_check: None,
             mirror: false,
@@ -795,6 +814,7 @@ mod tests {
         let peer = |more: &str| format!("{tree}[[peer]]\nname=\"w\"\naddress=\"rsync://u@h/m\"\n{more}\n");
         for (text, want) in [
             (peer("key=\"x\""), "p.toml, line 7: key: an rsync daemon has none; its password goes into password_file"),
+            (peer("fallback=\"rsync://h/m\""), "p.toml, line 7: fallback is only for a peer with an agent"),
             (peer("rsync_options=[\"--delete\"]"), "p.toml, line 7: rsync_options: '--delete' is refused"),
             (peer("full_check=\"25:00\""), "p.toml, line 7: full_check: '25:00' is no time"),
             (peer("mirror=\"yes\""), "p.toml, line 7: mirror must be true or false"),
@@ -810,6 +830,41 @@ mod tests {
         }
         let found = errors(&format!("{tree}[[peer]]\nname=\"w\"\nmirror=true\n"));
         assert!(found.contains(&"p.toml, line 6: mirror is only for rsync:// addresses".to_owned()), "{found:?}");
+    }
+
+    #[test]
+    fn a_fallback_has_the_options_of_a_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = keys::HostKey::load_or_create(dir.path(), "x").unwrap().public_line("x");
+        let tree = "[[tree]]\nname=\"t\"\npath=\"/t\"\n";
+        let peer = |more: &str| format!("{tree}[[peer]]\nname=\"w\"\nkey=\"{key}\"\n{more}\n");
+        let text = peer("fallback=\"rsync://u@h/m\"\npassword_file=\"/p\"\nrsync_options=[\"-z\"]\ntimeout=\"9s\"");
+        let fallback = parse(Path::new("p.toml"), &text).unwrap().peers.remove(0).fallback.unwrap();
+        assert_eq!((fallback.after, fallback.push.timeout), (Duration::from_secs(15), Duration::from_secs(9)));
+        assert_eq!(fallback.push.target.to_string(), "rsync://u@h:873/m/");
+        let fallback = "fallback=\"rsync://h/m\"\n";
+        let two = "[[tree]]\nname=\"u\"\npath=\"/u\"\n";
+        for (text, want) in [
+            (
+                peer("fallback=\"pleach://h\""),
+                "p.toml, line 7: fallback: 'pleach://h' is no address of an rsync daemon",
+            ),
+            (peer(&format!("{fallback}mirror=true")), "p.toml, line 8: mirror of a fallback is not in this version"),
+            (
+                peer(&format!("{fallback}full_check=\"03:30\"")),
+                "p.toml, line 8: full_check of a fallback is not in this",
+            ),
+            (peer(&format!("{fallback}fallback_after=\"x\"")), "p.toml, line 8: fallback_after: 'x' is no duration"),
+            (peer("fallback_after=\"1s\""), "p.toml, line 7: fallback_after is only for a fallback"),
+            (peer("timeout=\"1s\""), "p.toml, line 7: timeout is only for rsync:// addresses"),
+            (
+                format!("{two}{}", peer(fallback)),
+                "p.toml, line 7: trees: an rsync daemon takes exactly one tree, not 2",
+            ),
+        ] {
+            let found = errors(&text);
+            assert!(found.first().is_some_and(|error| error.starts_with(want)), "{text}: {found:?}");
+        }
     }
 
     #[test]

@@ -315,6 +315,13 @@ impl<T: Tell> Exchange<T> {
         self.peers.values().filter(|s| s.state == StreamState::Open).map(|s| s.peer_applied).min()
     }
 
+    /// How far a peer that is there applied all of our journal, as it said in this session.
+    pub fn acked_now(&self, peer: NodeId) -> Option<u64> {
+        let stream = self.peers.get(&peer)?;
+        let said = stream.state == StreamState::Open && stream.peer_applied > 0 && stream.peer_stuck == 0;
+        said.then_some(stream.peer_applied)
+    }
+
     /// How far a peer's journal is applied here.
     fn applied_here(&self, peer: NodeId) -> u64 {
         self.peers.get(&peer).map_or(0, |s| s.applied.0)

@@ -91,6 +91,8 @@ pub struct Takers {
     pub pushes: BTreeSet<String>,
     /// The hooks.
     pub hooks: Vec<HookSpec>,
+    /// The nodes with a fallback, by local name.
+    pub fallbacks: BTreeMap<String, NodeId>,
 }
 
 impl Tell for async_mpsc::UnboundedSender<ToSession> {
@@ -246,11 +248,11 @@ impl Owner {
         let (name, path) = (setup.config.name.clone(), setup.config.path.clone());
         let (applied, applied_here) = watch::channel(None);
         let (hook_news, hook_news_here) = watch::channel(None);
-        let pushes = setup.takers.pushes.iter().map(|peer| (peer.clone(), PushProgress::default())).collect();
-        let keeper = Keeper {
+        let takers = setup.takers.clone();
+        let mut keeper = Keeper {
             applied,
             hook_news,
-            pushes,
+            pushes: BTreeMap::new(),
             paused: pause_file(&setup).exists(),
             setup,
             inbox: inbox.clone(),
@@ -263,6 +265,7 @@ impl Owner {
             approved: false,
             approvable: false,
         };
+        keeper.set_takers(takers);
         let thread = thread::Builder::new().name(format!("tree {name}")).spawn(move || keeper.run())?;
         Ok(Self { name, path, inbox, status, applied: applied_here, hook_news: hook_news_here, thread: Some(thread) })
     }
@@ -420,9 +423,11 @@ impl Keeper {
     }
 
     fn set_takers(&mut self, takers: Takers) {
-        self.pushes.retain(|peer, _| takers.pushes.contains(peer));
-        for peer in &takers.pushes {
-            self.pushes.entry(peer.clone()).or_default();
+        let nodes = takers.fallbacks.iter().map(|(peer, node)| (peer, Some(*node)));
+        let all: BTreeMap<&String, _> = takers.pushes.iter().map(|peer| (peer, None)).chain(nodes).collect();
+        self.pushes.retain(|peer, progress| all.get(peer).is_some_and(|agent| *agent == progress.agent));
+        for (peer, agent) in all {
+            self.pushes.entry(peer.clone()).or_insert_with(|| PushProgress::of(agent));
         }
         self.setup.takers = takers;
     }
@@ -454,6 +459,8 @@ impl Running<'_> {
     fn run(&mut self) -> Result<(), TreeError> {
         self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
         self.set_hooks()?;
+        self.take_up_fallbacks()?;
+        self.tree.take_in_displaced(true)?;
         self.first_scan()?;
         self.keeper.set_phase(Phase::Watching);
         lock(&self.keeper.status).error = None;
@@ -531,6 +538,7 @@ impl Running<'_> {
         }
         if self.hourly.elapsed() >= HOURLY {
             self.hourly = Instant::now();
+            self.tree.take_in_displaced(false)?;
             self.tree.expire(self.keeper.setup.config.history)?;
             let head = self.tree.head();
             self.collecting = self.hour_ago.map(|upto| (0, upto));
@@ -582,6 +590,7 @@ impl Running<'_> {
                 self.keeper.set_takers(takers);
                 self.keeper.exchange.load(&self.tree, &self.keeper.setup.takers.peers)?;
                 self.set_hooks()?;
+                self.take_up_fallbacks()?;
             }
         }
         Ok(())
@@ -609,6 +618,7 @@ impl Running<'_> {
     fn show(&mut self) -> Result<(), TreeError> {
         let quiet = !self.looks.has_kept() && self.keeper.exchange.all_applied() && self.is_quiet();
         let peers = self.keeper.exchange.show(&self.tree, self.now(), quiet)?;
+        self.note_agents()?;
         self.show_pushes()?;
         self.tell_pushes();
         let hooks = self.show_hooks()?;

@@ -18,6 +18,7 @@ use crate::bandwidth::BandwidthLimit;
 use crate::keys::HostKey;
 use crate::machine::{lock, random_number};
 use crate::owner::Event;
+use crate::push::Gate;
 use crate::ssh::{LinkError, PublicKey, SshLink, dial};
 
 mod conversation;
@@ -134,6 +135,8 @@ pub struct Peer {
     owners: Vec<Sender<Event>>,
     inbox: UnboundedReceiver<PeerEvent>,
     status: Arc<Mutex<PeerStatus>>,
+    /// What its fallback goes by.
+    gate: Arc<Gate>,
     paused: bool,
     stop: bool,
     /// Since when it is away; none before the first try.
@@ -164,9 +167,10 @@ impl Peer {
         owners: Vec<Sender<Event>>,
         inbox: UnboundedReceiver<PeerEvent>,
         status: Arc<Mutex<PeerStatus>>,
+        gate: Arc<Gate>,
         paused: bool,
     ) -> Self {
-        Self { us, setup, owners, inbox, status, paused, stop: false, away: None }
+        Self { us, setup, owners, inbox, status, gate, paused, stop: false, away: None }
     }
 
     /// Runs until it is told to stop.
@@ -178,6 +182,8 @@ impl Peer {
                 None => self.connect().await,
             };
             let Some(begun) = begun else { return };
+            // Nothing may write behind the agent that returned.
+            self.gate.close().await;
             let end = self.converse(begun).await;
             self.away.get_or_insert_with(Instant::now);
             taken = self.note(end);
@@ -206,6 +212,11 @@ impl Peer {
     }
 
     fn show(&self, state: PeerState, error: Option<String>) {
+        match state {
+            PeerState::Unreachable => self.gate.note_away(),
+            PeerState::Connected | PeerState::Refused | PeerState::Paused => self.gate.shut(),
+            PeerState::Connecting => {}
+        }
         let mut status = lock(&self.status);
         if (status.state, &status.error) != (state, &error) {
             match &error {

@@ -22,13 +22,16 @@ use crate::peer::{PeerState, PeerStatus};
 mod carry;
 mod child;
 pub mod exit;
+mod gate;
 mod item;
 mod options;
 mod schedule;
 mod target;
 mod work;
 
+pub use gate::Gate;
 pub use options::check_options;
+pub(crate) use orphan::end_noted;
 pub use schedule::Schedule;
 pub use target::Target;
 
@@ -49,6 +52,28 @@ pub struct PushConfig {
     pub timeout: Duration,
     /// More options for rsync, checked.
     pub options: Vec<String>,
+}
+
+/// A peer's daemon that is pushed to while its agent is away, as the config has it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FallbackConfig {
+    /// The daemon.
+    pub push: PushConfig,
+    /// How long the agent must be away.
+    pub after: Duration,
+}
+
+/// The same as its task knows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fallback {
+    /// How long the agent must be away.
+    pub after: Duration,
+    /// Opens then.
+    pub gate: Arc<Gate>,
+    /// This node's name: in the names of what is displaced there.
+    pub node: String,
+    /// Where lists of what is pushed are written first.
+    pub lists: PathBuf,
 }
 
 /// A daemon, as its task knows it.
@@ -80,6 +105,8 @@ pub struct PushSetup {
     pub note: PathBuf,
     /// An empty directory.
     pub empty: PathBuf,
+    /// Pushed to only while the agent there is away; none for a daemon that is a peer of its own.
+    pub fallback: Option<Fallback>,
 }
 
 /// The owner of the tree: where to ask, and how far its disk shows the journal; none while nothing is to be pushed.
@@ -152,7 +179,8 @@ impl Push {
 
     /// Runs until it is told to stop.
     pub async fn run(mut self) {
-        orphan::end_noted(&self.setup.note);
+        end_noted(&self.setup.note);
+        let fallback = self.setup.fallback.clone();
         let (orders, mut commands) = unbounded_channel();
         loop {
             if self.paused {
@@ -165,6 +193,24 @@ impl Push {
                     _ => return,
                 }
             }
+            if let Some(Fallback { after, gate, .. }) = &fallback {
+                show(&self.setup.name, &self.status, PeerState::Connecting, None);
+                tokio::select! {
+                    biased;
+                    event = self.inbox.recv() => match event.map(|event| self.take(event)) {
+                        Some(true) => continue,
+                        _ => return,
+                    },
+                    () = gate.opened(*after) => tracing::info!(peer = self.setup.name, "its fallback takes over"),
+                }
+            }
+            let back = async {
+                match &fallback {
+                    Some(fallback) => fallback.gate.closed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut back = std::pin::pin!(back);
             let worker =
                 Worker::new(Arc::clone(&self.setup), self.source.clone(), Arc::clone(&self.status), &mut commands);
             let mut work = std::pin::pin!(worker.go());
@@ -172,13 +218,18 @@ impl Push {
             let event = loop {
                 tokio::select! {
                     biased;
+                    () = &mut back => break None,
                     event = self.inbox.recv() => match event {
                         // Never closed: this function holds the other end.
                         Some(PushEvent::Command(command)) => drop(orders.send(command)),
-                        event => break event,
+                        event => break Some(event),
                     },
                     never = &mut work => match never {},
                 }
+            };
+            let Some(event) = event else {
+                tracing::info!(peer = self.setup.name, "its agent is back");
+                continue;
             };
             if event.is_none_or(|event| !self.take(event)) {
                 return;

@@ -104,6 +104,7 @@ async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Fa
         trees: None,
         bandwidth: BandwidthLimit::default(),
         push: None,
+        fallback: None,
     };
     let left = side("left", &roots[0], Some("127.0.0.1:0"), peer("right", &keys[1], Vec::new()));
     let left = Agent::start(left).await.map_err(taken)?;

@@ -21,6 +21,8 @@ use pleach_protocol::path::TreePath;
 
 /// The file that holds the rules for the directory it lies in and everything beneath.
 pub const FILE_NAME: &[u8] = b".pleachignore";
+/// Where pushes to a node whose agent is away keep what they displace: in the root, and never synced.
+pub const FALLBACK_DIR: &[u8] = b".pleach-fallback";
 /// How much of such a file is read as rules, in bytes; the rest is a problem.
 pub const FILE_BYTES_MAX: usize = 256 * 1024;
 /// The most opening braces of one rule: the matcher goes as deep as they nest, and ends the process
@@ -119,6 +121,9 @@ impl IgnoreRules {
     /// Whether the path, or a directory that it lies in, is ignored. The root never is.
     #[must_use]
     pub fn ignored(&self, path: &TreePath, is_dir: bool) -> bool {
+        if is_in_fallback_dir(path) {
+            return true;
+        }
         if self.has_none() {
             return is_silly_rename(path.name(), is_dir);
         }
@@ -130,13 +135,16 @@ impl IgnoreRules {
     /// The same for a path whose directory is known not to be ignored, as in a walk.
     #[must_use]
     pub fn ignored_itself(&self, path: &TreePath, is_dir: bool) -> bool {
+        if is_in_fallback_dir(path) {
+            return true;
+        }
         if self.has_none() {
             return is_silly_rename(path.name(), is_dir);
         }
         !path.is_root() && self.decide(path.as_bytes(), is_dir)
     }
 
-    /// Whether there are no rules but the built-in one.
+    /// Whether there are no rules but the built-in ones.
     #[must_use]
     pub fn has_none(&self) -> bool {
         self.with_rules == 0 && self.config.is_empty()
@@ -176,6 +184,12 @@ impl IgnoreRules {
             dir = path[..end].iter().rposition(|b| *b == b'/');
         }
     }
+}
+
+/// No rule brings it back.
+fn is_in_fallback_dir(path: &TreePath) -> bool {
+    let rest = path.as_bytes().strip_prefix(FALLBACK_DIR);
+    rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
 impl File {
@@ -252,6 +266,27 @@ fn is_silly_rename(name: &[u8], is_dir: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_fallback_displaced_is_ignored_whatever_the_rules_say() {
+        let mut rules = IgnoreRules::new(&["!.pleach-fallback".to_owned()]).unwrap();
+        rules.set_file(&TreePath::ROOT, Some(b"!/.pleach-fallback/\n!*\n"));
+        for rules in [rules, IgnoreRules::new(&[]).unwrap()] {
+            for (path, ignored) in [
+                (&b".pleach-fallback"[..], true),
+                (b".pleach-fallback/7/d/f", true),
+                (b".pleach-fallback2", false),
+                (b"d/.pleach-fallback", false),
+            ] {
+                let path = TreePath::parse(path).unwrap();
+                assert_eq!(
+                    (rules.ignored(&path, true), rules.ignored_itself(&path, true)),
+                    (ignored, ignored),
+                    "{path}"
+                );
+            }
+        }
+    }
 
     fn p(path: impl AsRef<[u8]>) -> TreePath {
         TreePath::parse(path.as_ref()).unwrap()

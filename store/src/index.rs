@@ -56,6 +56,8 @@ pub struct Index<K> {
     /// Directories that live or died with what is beneath; taken before the disk is worked on.
     turned: BTreeMap<TreePath, u64>,
     events: events::Events,
+    /// How far the agents of peers with a fallback applied the journal, by local name.
+    there: BTreeMap<String, u64>,
 }
 
 type Result<T> = std::result::Result<T, IndexError>;
@@ -82,6 +84,7 @@ impl<K: Kv> Index<K> {
             urgent: false,
             turned: BTreeMap::new(),
             events: events::Events::default(),
+            there: BTreeMap::new(),
         })
     }
 
@@ -154,6 +157,7 @@ impl<K: Kv> Index<K> {
         let before = self.row(path)?;
         let was_live = is_live(&before);
         let live = is_live(&row);
+        self.note_there(path, &before)?;
         let derived = row.live_children > 0 && view::own(&row.entry).is_none();
         row.taught_by = if derived { None } else { taught_by };
         self.give_seq(path, &mut row);
@@ -174,6 +178,31 @@ impl<K: Kv> Index<K> {
             }
         }
         Ok(seq)
+    }
+
+    /// What the agents of peers with a fallback have applied so far: see [`Index::announce`], which notes what they had
+    /// of a path before it changes.
+    pub const fn there_mut(&mut self) -> &mut BTreeMap<String, u64> {
+        &mut self.there
+    }
+
+    /// Notes what a peer's agent had of a path that changes now: the journal does not tell it any more.
+    fn note_there(&mut self, path: &TreePath, before: &EntryRow) -> Result<()> {
+        let knows = |upto: &u64| (1..=*upto).contains(&before.seq);
+        let peers: Vec<String> =
+            self.there.iter().filter(|(_, upto)| knows(upto)).map(|(peer, _)| peer.clone()).collect();
+        for peer in peers {
+            let key = rows::pushed_key(Space::Pushed, &peer, path);
+            if is_live(before) {
+                let value = view::own(&before.entry);
+                let dir = value.is_none_or(|value| *value == pleach_protocol::entry::Value::Dir);
+                let hash = value.and_then(|value| crate::tree::content_of(value).1);
+                self.put(key, &rows::PushedRow { dir, hash });
+            } else if self.get::<rows::PushedRow>(&key)?.is_some() {
+                self.delete(key);
+            }
+        }
+        Ok(())
     }
 
     fn give_seq(&mut self, path: &TreePath, row: &mut EntryRow) {
@@ -344,6 +373,11 @@ impl<K: Kv> Index<K> {
     /// Stores any other row.
     pub fn put_other<T: Serialize>(&mut self, key: Vec<u8>, row: &T) {
         self.put(key, row);
+    }
+
+    /// The same for what is told again: it goes with the next batch.
+    pub fn put_other_later<T: Serialize>(&mut self, key: Vec<u8>, row: &T) {
+        self.pending.put(key, rows::seal(row));
     }
 
     /// Deletes any row.

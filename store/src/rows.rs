@@ -19,7 +19,7 @@ use crate::vfs::Meta;
 mod pushed;
 mod told;
 
-pub use pushed::{PushRow, PushedRow, push_key, pushed_key, pushed_path, pushed_prefix};
+pub use pushed::{PushRow, PushedRow, agent_key, push_key, pushed_key, pushed_path, pushed_prefix};
 pub use told::{EventRow, HookOn, HookRow, event_key, event_number, event_path_key, hook_key};
 
 /// The version of the stored rows. 1: first.

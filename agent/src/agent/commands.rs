@@ -298,7 +298,7 @@ impl Agent {
     fn peer_errors(&self) -> Vec<(String, String)> {
         let parts = lock(&self.parts);
         let nodes = parts.peers.iter().map(|p| (&p.setup.name, &p.status));
-        let daemons = parts.pushes.iter().map(|p| (&p.setup.name, &p.status));
+        let daemons = parts.pushes.iter().chain(&parts.fallbacks).map(|p| (&p.setup.name, &p.status));
         let error = |(name, status): (&String, &Mutex<PeerStatus>)| Some((name.clone(), lock(status).error.clone()?));
         nodes.chain(daemons).map(|(name, status)| (name, &**status)).filter_map(error).collect()
     }

@@ -1,7 +1,7 @@
 //! The agent's legacy rsync daemons: a task each.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::failure::Failure;
 use crate::machine::lock;
 use crate::owner::Owner;
 use crate::peer::PeerStatus;
-use crate::push::{Asked, Push, PushCommand, PushEvent, PushSetup, PushSource};
+use crate::push::{Asked, Fallback, Gate, Push, PushCommand, PushEvent, PushSetup, PushSource, end_noted};
 
 /// How long a task may take to end its rsync.
 const END_MAX: Duration = Duration::from_secs(2);
@@ -50,10 +50,33 @@ impl PushHandle {
     }
 }
 
-/// The daemons of a config.
-pub(super) fn push_setups(config: &Config, state: &Path) -> Vec<PushSetup> {
+/// What the fallbacks of peers go by, by the peer's name.
+pub(super) type Gates = BTreeMap<String, Arc<Gate>>;
+
+/// A peer's gate. What an earlier life pushed there ends before the first session with it.
+pub(super) fn gate_of(gates: &mut Gates, peer: &str, state: &Path) -> Arc<Gate> {
+    let gate = gates.entry(peer.to_owned()).or_insert_with(|| {
+        end_noted(&note_of(state, peer));
+        Arc::default()
+    });
+    Arc::clone(gate)
+}
+
+/// Where a running rsync is noted.
+fn note_of(state: &Path, peer: &str) -> PathBuf {
+    state.join("peers").join(format!("{peer}.rsync"))
+}
+
+/// The daemons of a config: peers of their own, and fallbacks.
+pub(super) fn push_setups(config: &Config, state: &Path, gates: &mut Gates) -> Vec<PushSetup> {
     let setup = |peer: &crate::config::PeerConfig| {
-        let push = peer.push.clone()?;
+        let fallback = peer.fallback.as_ref().map(|fallback| Fallback {
+            after: fallback.after,
+            gate: gate_of(gates, &peer.name, state),
+            node: config.name.clone(),
+            lists: state.join("peers").join(format!("{}.lists", peer.name)),
+        });
+        let push = peer.push.clone().or_else(|| peer.fallback.as_ref().map(|fallback| fallback.push.clone()))?;
         let tree = match &peer.trees {
             Some(trees) => config.trees.iter().find(|tree| trees.contains(&tree.name)),
             None => config.trees.first(),
@@ -72,8 +95,9 @@ pub(super) fn push_setups(config: &Config, state: &Path) -> Vec<PushSetup> {
             timeout: push.timeout,
             options: push.options,
             bandwidth: peer.bandwidth.clone(),
-            note: state.join("peers").join(format!("{}.rsync", peer.name)),
+            note: note_of(state, &peer.name),
             empty: state.join("peers").join("empty"),
+            fallback,
         })
     };
     config.peers.iter().filter_map(setup).collect()
@@ -84,10 +108,20 @@ fn source_of(trees: &[Owner], setup: &PushSetup) -> Option<PushSource> {
     Some(PushSource { owner: owner.inbox.clone(), applied: owner.applied.clone() })
 }
 
+impl Parts {
+    fn add_push(&mut self, push: PushHandle) {
+        match push.setup.fallback {
+            Some(_) => self.fallbacks.push(push),
+            None => self.pushes.push(push),
+        }
+    }
+}
+
 impl Agent {
     /// Makes the tasks what the config says; `changed`: trees with a new owner.
     pub(super) fn adapt_pushes(&self, parts: &mut Parts, setups: Vec<PushSetup>, changed: &BTreeSet<String>) {
         let mut old = std::mem::take(&mut parts.pushes);
+        old.append(&mut parts.fallbacks);
         old.retain(|push| {
             let stays = setups.contains(&push.setup);
             if !stays {
@@ -103,14 +137,15 @@ impl Agent {
                 if changed.contains(&setup.tree) {
                     push.inbox.send(PushEvent::Source(source)).ok();
                 }
-                parts.pushes.push(push);
+                parts.add_push(push);
                 continue;
             }
             let (inbox, events) = unbounded_channel();
             let status = Arc::new(Mutex::new(PeerStatus::default()));
-            let paused = self.peer_pause(&setup.name).exists();
+            // A fallback goes by its peer.
+            let paused = setup.fallback.is_none() && self.peer_pause(&setup.name).exists();
             let push = Push::new(setup.clone(), source, events, Arc::clone(&status), paused);
-            parts.pushes.push(PushHandle { setup, inbox, status, paused, task: tokio::spawn(push.run()) });
+            parts.add_push(PushHandle { setup, inbox, status, paused, task: tokio::spawn(push.run()) });
         }
     }
 

@@ -48,6 +48,16 @@ fn has_all(push: &PushHandle, tree: &TreeStatus) -> bool {
     connected && tree.pushes.get(&push.setup.name).is_some_and(|p| p.seq >= tree.seq && p.owed == 0)
 }
 
+/// How a peer's fallback is: whether it serves the peer, and how that goes.
+fn fallback_row(push: &PushHandle) -> Value {
+    let status = lock(&push.status).clone();
+    let serves = push.setup.fallback.as_ref().is_some_and(|fallback| fallback.gate.is_open(fallback.after));
+    json!({
+        "address": push.setup.target.to_string(), "serves": serves,
+        "state": if serves { peer_word(status.state) } else { "waiting" }, "error": status.error,
+    })
+}
+
 fn push_tree(push: &PushHandle, name: &str, tree: &TreeStatus) -> Value {
     let progress = tree.pushes.get(&push.setup.name).cloned().unwrap_or_default();
     let state = match tree.phase {
@@ -94,6 +104,7 @@ impl Agent {
             .iter()
             .map(|peer| {
                 let status = lock(&peer.status).clone();
+                let fallback = parts.fallbacks.iter().find(|push| push.setup.name == peer.setup.name);
                 let rows: Vec<Value> = parts
                     .trees
                     .iter()
@@ -105,7 +116,7 @@ impl Agent {
                     "name": peer.setup.name, "kind": "pleach", "state": peer_word(status.state), "error": status.error,
                     "rtt_ms": status.round_trip.map(|t| t.as_secs_f64() * 1_000.0),
                     "last_seen_s": status.seen.map(|at| at.elapsed().as_secs_f64()),
-                    "trees": rows,
+                    "trees": rows, "fallback": fallback.map(fallback_row),
                 })
             })
             .collect();

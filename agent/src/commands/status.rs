@@ -192,6 +192,12 @@ fn notes(status: &Value) -> Vec<String> {
         let (tree, runs) = (show::field(hook, "tree"), show::field(hook, "runs"));
         notes.push(format!("{tree}: the hook {runs} failed and is run again: {}", show::field(hook, "error")));
     }
+    for peer in list(status, "peers").iter().filter(|peer| peer["fallback"]["serves"] == true) {
+        let fallback = &peer["fallback"];
+        let (address, state) = (show::field(fallback, "address"), show::field(fallback, "state"));
+        let name = show::field(peer, "name");
+        notes.push(with_error(format!("peer {name}: served by its fallback {address} ({state})"), fallback));
+    }
     for (there, command) in [(conflicts, "conflicts"), (problems, "problems")] {
         if there {
             notes.push(format!("see: pleach {command}"));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pleach_protocol::path::TreePath;
+use pleach_protocol::version::NodeId;
 use pleach_store::rows::PushRow;
 use pleach_store::tree::{PushPlan, PushResult, TreeError};
 
@@ -92,17 +93,30 @@ pub struct PushProgress {
     pub to_send_bytes: u64,
     /// Why it does not go on.
     pub error: Option<String>,
+    /// The node whose agent is to be away for this; none for a daemon that is a peer of its own.
+    pub agent: Option<NodeId>,
     /// Head and place for which the two numbers were counted, and when.
     counted: Option<(u64, u64, Instant)>,
 }
 
+impl PushProgress {
+    /// Nothing is known yet.
+    pub(super) fn of(agent: Option<NodeId>) -> Self {
+        Self { agent, ..Self::default() }
+    }
+}
+
 impl Running<'_> {
     pub(super) fn take_push(&mut self, peer: &str, ask: PushAsk) -> Result<(), TreeError> {
-        if !self.keeper.pushes.contains_key(peer) {
+        let Some(progress) = self.keeper.pushes.get(peer) else {
             ask.refuse(CommandError::Closed("the peer is not in the config any more".to_owned()));
             return Ok(());
-        }
+        };
         match ask {
+            PushAsk::Open { reply, .. } if progress.agent.is_some() => {
+                let row = self.tree.push_row(peer)?.unwrap_or_default();
+                self.answer_place(peer, row, reply)?;
+            }
             PushAsk::Open { target, rules, reply } => {
                 let row = self.tree.open_push(peer, &target, rules)?;
                 self.answer_place(peer, row, reply)?;
@@ -171,10 +185,27 @@ impl Running<'_> {
         self.keeper.applied.send_if_modified(|told| std::mem::replace(told, applied) != applied);
     }
 
+    /// Tells the tree which peers have a fallback.
+    pub(super) fn take_up_fallbacks(&mut self) -> Result<(), TreeError> {
+        self.tree.set_fallbacks(&self.keeper.setup.takers.fallbacks.keys().cloned().collect())
+    }
+
+    /// Notes how far the agents of peers with a fallback are: a push begins behind it.
+    pub(super) fn note_agents(&mut self) -> Result<(), TreeError> {
+        for (peer, progress) in &mut self.keeper.pushes {
+            let said = progress.agent.and_then(|node| self.keeper.exchange.acked_now(node));
+            if let Some(applied) = said.filter(|applied| *applied != progress.seq) {
+                self.tree.note_agent(peer, applied)?;
+                progress.seq = applied;
+            }
+        }
+        Ok(())
+    }
+
     /// How far the peers without an agent are.
     pub(super) fn show_pushes(&mut self) -> Result<(), TreeError> {
         let head = self.tree.head();
-        for progress in self.keeper.pushes.values_mut() {
+        for progress in self.keeper.pushes.values_mut().filter(|progress| progress.agent.is_none()) {
             let same = progress.counted.is_some_and(|(at, seq, _)| (at, seq) == (head, progress.seq));
             let fresh = progress.counted.is_some_and(|(_, _, when)| when.elapsed() < COUNT_EVERY);
             // A long queue is not counted again at each change.
@@ -190,7 +221,7 @@ impl Running<'_> {
     /// What peers without an agent lack of a place in the journal, in words.
     pub(super) fn left_to_push(&self, head: u64) -> Vec<String> {
         let mut left = Vec::new();
-        for (peer, progress) in &self.keeper.pushes {
+        for (peer, progress) in self.keeper.pushes.iter().filter(|(_, progress)| progress.agent.is_none()) {
             let why = progress.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             if progress.seq < head {
                 left.push(format!("{peer}: {} changes to send{why}", head - progress.seq));
@@ -203,7 +234,7 @@ impl Running<'_> {
 
     /// What appears when ignore rules change has no place of its own in the journal.
     pub(super) fn push_all_again(&mut self) -> Result<(), TreeError> {
-        for (peer, progress) in &mut self.keeper.pushes {
+        for (peer, progress) in self.keeper.pushes.iter_mut().filter(|(_, progress)| progress.agent.is_none()) {
             self.tree.push_all_again(peer)?;
             progress.seq = 0;
         }
@@ -213,7 +244,8 @@ impl Running<'_> {
     /// Every peer without an agent has the journal at least up to here.
     pub(super) fn pushed_by_all(&self) -> Result<u64, TreeError> {
         let mut least = u64::MAX;
-        for peer in self.keeper.pushes.keys() {
+        // A node says itself what it knows.
+        for (peer, _) in self.keeper.pushes.iter().filter(|(_, progress)| progress.agent.is_none()) {
             least = least.min(self.tree.push_row(peer)?.map_or(0, |row| row.seq));
         }
         Ok(least)

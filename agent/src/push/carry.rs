@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use pleach_protocol::path::TreePath;
-use pleach_store::tree::{PushGone, PushItem, PushPlan, PushResult};
+use pleach_store::ignore::FALLBACK_DIR;
+use pleach_store::tree::{LIST_SUFFIX, PushGone, PushItem, PushPlan, PushResult, sent_record};
 use tokio::sync::mpsc;
 
 use super::PushSetup;
@@ -135,7 +136,9 @@ impl<'a> Carrier<'a> {
             gone.extend(send.iter().filter(|item| item.unsure).flat_map(|item| partial_of(&item.path)));
             self.delete(&setup.root, &gone, touched).await?;
         }
-        let keep = !deletes_first;
+        // The agent that returns there would take the parts for files.
+        let keep = !deletes_first && setup.fallback.is_none();
+        self.tell_sent(&send).await?;
         let rest: u64 = send.iter().filter(|item| !item.rewritten).map(|item| item.size).sum();
         if rest <= READ_AGAIN_MAX {
             let again = send.iter().any(|item| item.rewritten);
@@ -149,6 +152,28 @@ impl<'a> Carrier<'a> {
             self.delete(&setup.root, gone, touched).await?;
         }
         Ok(())
+    }
+
+    /// Says there what a fallback is about to bring: what of it is displaced later is nobody's edit.
+    async fn tell_sent(&self, items: &[PushItem]) -> Result<(), PushError> {
+        let Some(fallback) = &self.setup.fallback else { return Ok(()) };
+        let records: Vec<u8> =
+            items.iter().filter_map(|item| Some(sent_record(&item.path, &item.hash?))).flatten().collect();
+        if records.is_empty() {
+            return Ok(());
+        }
+        let mut name = child::run_name(&fallback.node).into_bytes();
+        name.extend_from_slice(LIST_SUFFIX);
+        let Ok(list) = TreePath::ROOT.join(FALLBACK_DIR).and_then(|dir| dir.join(&name)) else { return Ok(()) };
+        let file = fallback.lists.join(path_of(&list));
+        let written =
+            file.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&file, records));
+        written.map_err(|error| PushError::local(&error))?;
+        let job = Job::Send { again: false, keep: false };
+        let told = run(self.setup, job, &fallback.lists, &[list]).await;
+        // One that stays is never read again.
+        std::fs::remove_file(&file).ok();
+        told.map(drop).map_err(|broken| broken.error)
     }
 
     /// Sends paths; each is there afterwards, or not here any more, or owed.

@@ -8,13 +8,16 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pleach_protocol::path::TreePath;
+use pleach_store::ignore::FALLBACK_DIR;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::process::{ChildStdin, Command};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
-use super::PushSetup;
+use super::gate::GONE_MAX;
 use super::item::{self, Item};
-use crate::machine::minute_of_day;
+use super::{Fallback, PushSetup};
+use crate::machine::{minute_of_day, now};
 
 /// Where rsync keeps what it has of a file that broke off, in the file's directory there.
 pub(super) const PARTIAL_DIR: &str = ".pleach-partial";
@@ -104,6 +107,7 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
             if again {
                 say("--ignore-times");
             }
+            keep_displaced(setup, &mut say);
         }
         Job::Verify { read } => {
             say("--ignore-missing-args");
@@ -115,6 +119,7 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
         Job::Delete => {
             say("--delete-missing-args");
             say("--no-implied-dirs");
+            keep_displaced(setup, &mut say);
         }
         Job::List => {}
     }
@@ -138,8 +143,43 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
     args
 }
 
-/// Runs it. Each path that it names goes to `items`; whoever drops the future ends the process.
+/// Nothing that a fallback displaces is lost: the agent there takes it in when it is back.
+fn keep_displaced(setup: &PushSetup, say: &mut impl FnMut(&str)) {
+    let Some(fallback) = &setup.fallback else { return };
+    say("--backup");
+    say("--suffix=");
+    say(&format!("--backup-dir={}/{}", String::from_utf8_lossy(FALLBACK_DIR), run_name(&fallback.node)));
+}
+
+/// No other run has it, not another node's either; later ones sort behind.
+pub(super) fn run_name(node: &str) -> String {
+    format!("{:020}-{node}", now().nanos_since_epoch())
+}
+
+/// Runs it; a fallback's alone, and not beside the agent. As [`run_freely`].
 pub(super) async fn run(
+    setup: &PushSetup,
+    job: Job,
+    source: &Path,
+    names: &[TreePath],
+    items: mpsc::Sender<Item>,
+) -> io::Result<Ended> {
+    let Some(Fallback { gate, .. }) = &setup.fallback else {
+        return run_freely(setup, job, source, names, items).await;
+    };
+    let back = || io::Error::other("the peer's agent is back");
+    let _alone = gate.enter().await.ok_or_else(back)?;
+    tokio::select! {
+        ended = run_freely(setup, job, source, names, items) => return ended,
+        () = gate.overdue() => {}
+    }
+    // Its end was dropped with it; the daemon's own process sees that a moment later.
+    sleep(GONE_MAX).await;
+    Err(back())
+}
+
+/// Runs it. Each path that it names goes to `items`; whoever drops the future ends the process.
+async fn run_freely(
     setup: &PushSetup,
     job: Job,
     source: &Path,

@@ -37,6 +37,11 @@ impl Daemon {
     pub fn module(&mut self, name: &str, more: &str) -> &mut Self {
         let path = self.at(name);
         fs::create_dir_all(&path).unwrap();
+        self.module_at(name, &path, more)
+    }
+
+    /// The same over a directory that is there.
+    pub fn module_at(&mut self, name: &str, path: &Path, more: &str) -> &mut Self {
         let secrets = self.dir.join(format!("{name}.secrets"));
         secret(&secrets, &format!("{name}user:{name}pw\n"));
         // Another user's name in a module's path is not meant here: the files are the tests' own.

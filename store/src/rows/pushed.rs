@@ -39,6 +39,14 @@ pub fn push_key(peer: &str) -> Vec<u8> {
     key
 }
 
+/// The key of how far the agent of a peer with a fallback applied our journal. No name holds a NUL.
+#[must_use]
+pub fn agent_key(peer: &str) -> Vec<u8> {
+    let mut key = push_key(peer);
+    key.push(0);
+    key
+}
+
 /// What all keys of a peer in one of the spaces `O` and `R` begin with.
 #[must_use]
 pub fn pushed_prefix(space: Space, peer: &str) -> Vec<u8> {

@@ -72,7 +72,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Mints a change that came to light after the name was taken away; Shown is the caller's.
-    fn mint_late(&mut self, path: &TreePath, known: &ShownRow, found: &Found) -> Result<(), TreeError> {
+    pub(super) fn mint_late(&mut self, path: &TreePath, known: &ShownRow, found: &Found) -> Result<(), TreeError> {
         let row = self.index.row(path)?;
         let disk = Some((&found.state, found.stamp.ctime));
         let (minted, _) = self.mint(path, &row, &known.shown, disk, Pairing::No)?;
@@ -83,7 +83,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Moves a displaced file from staging into the vault under the same id. An inode with other
     /// names is copied: a write through them would change the vault (LINUX.md §4).
-    fn file(
+    pub(super) fn file(
         &mut self,
         place: &Place<V>,
         path: &TreePath,

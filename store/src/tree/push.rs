@@ -147,7 +147,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    fn forget_pushed(&mut self, peer: &str) -> Result<(), TreeError> {
+    pub(super) fn forget_pushed(&mut self, peer: &str) -> Result<(), TreeError> {
         for space in [Space::Pushed, Space::Owed] {
             let (start, end) = whole(space, peer);
             loop {
