@@ -6,7 +6,10 @@ mod cluster;
 mod daemon;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
 
 use cluster::{Link, Node, same, until};
 use daemon::{Daemon, secret};
@@ -23,6 +26,11 @@ struct Served {
 
 impl Served {
     fn start(module: &str) -> Self {
+        Self::start_with(module, None)
+    }
+
+    /// `rsync`: what `a` finds under that name.
+    fn start_with(module: &str, rsync: Option<&Path>) -> Self {
         let base = tempfile::tempdir().unwrap();
         let (mut a, mut b) = (Node::new(base.path(), "a"), Node::new(base.path(), "b"));
         let link = Link::to(b.port);
@@ -37,6 +45,7 @@ impl Served {
         a.tree("t", "tree", "").peer("b", &b.key.clone(), Some(link.port), &fallback);
         b.tree("t", "tree", "").peer("a", &a.key.clone(), None, "");
         daemon.start();
+        a.programs = rsync.map(Path::to_path_buf);
         a.start();
         b.start();
         Self { _base: base, a, b, link, daemon }
@@ -126,9 +135,11 @@ fn an_edit_there_meets_ours_under_the_normal_rules() {
     s.settle();
     s.b.kill();
     // Made before the push, and displaced by it; made where the push deletes; made after the push.
-    fs::write(s.b.at("before"), "theirs").unwrap();
-    fs::write(s.b.at("revived"), "theirs").unwrap();
-    fs::write(s.b.at("both"), "theirs").unwrap();
+    let earlier = SystemTime::now() - Duration::from_secs(10);
+    for name in ["before", "revived", "both"] {
+        fs::write(s.b.at(name), "theirs").unwrap();
+        fs::File::options().write(true).open(s.b.at(name)).unwrap().set_modified(earlier).unwrap();
+    }
     s.a.write("before", "ours");
     s.a.write("both", "ours");
     s.a.write("after", "ours");
@@ -151,6 +162,59 @@ fn an_edit_there_meets_ours_under_the_normal_rules() {
         }
     }
     assert_eq!(s.a.read("revived").as_deref(), Some("theirs"), "an edit is kept over a deletion");
+}
+
+#[test]
+fn what_changed_again_before_the_agent_came_back_is_not_undone() {
+    let mut s = Served::start("");
+    s.a.write("f", "0");
+    s.a.write("g", "0");
+    s.settle();
+    s.b.kill();
+    for name in ["f", "g", "new"] {
+        s.a.write(name, "pushed");
+    }
+    until("the fallback pushes", || ["f", "g", "new"].iter().all(|name| s.b.read(name).as_deref() == Some("pushed")));
+    s.daemon.stop();
+    s.a.write("f", "later");
+    fs::remove_file(s.a.at("g")).unwrap();
+    fs::remove_file(s.a.at("new")).unwrap();
+    until("it is taken", || s.a.tree_status("t")["entries"] == 1);
+    s.b.start();
+    s.settle();
+    assert_eq!(s.b.read("f").as_deref(), Some("later"));
+    assert!(!s.a.at("g").exists() && !s.a.at("new").exists(), "a deletion is not undone by what was pushed before it");
+}
+
+#[test]
+fn nothing_is_written_behind_the_agent_that_returned() {
+    let bin = tempfile::tempdir().unwrap();
+    let (hold, runs) = (bin.path().join("hold"), bin.path().join("runs"));
+    // Holds whatever brings more than the list of what is brought.
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *b.lists*) ;; *) touch {runs:?}; while [ -e {hold:?} ]; do sleep 0.02; done ;; esac\n\
+         exec /usr/bin/rsync \"$@\"\n"
+    );
+    fs::write(bin.path().join("rsync"), script).unwrap();
+    fs::set_permissions(bin.path().join("rsync"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut s = Served::start_with("", Some(bin.path()));
+    s.a.write("f", "0");
+    s.settle();
+    fs::write(&hold, "").unwrap();
+    s.b.kill();
+    s.a.write("f", "pushed");
+    until("an rsync runs", || runs.exists());
+    let opened = s.link.opened.load(Ordering::SeqCst);
+    s.b.start();
+    until("the nodes speak", || s.link.opened.load(Ordering::SeqCst) > opened);
+    s.a.write("f", "later");
+    assert_ne!(s.a.peer_status("b")["state"], "connected", "an rsync runs");
+    assert_eq!(s.b.read("f").as_deref(), Some("0"));
+    fs::remove_file(&hold).unwrap();
+    s.a.wait();
+    s.b.wait();
+    assert_eq!(s.a.read("f").as_deref(), Some("later"));
+    assert_eq!(s.b.read("f").as_deref(), Some("later"));
 }
 
 #[test]

@@ -847,3 +847,15 @@ fn what_cannot_be_meant_is_refused_clearly() {
         assert!(a.fails(&[command]).contains("start it: pleach agent"), "{command}");
     }
 }
+
+#[test]
+fn a_touch_of_the_root_is_nobodys_change() {
+    let pair = Pair::new().start();
+    pair.a.write("f", "1");
+    pair.wait();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    fs::File::open(pair.a.root()).unwrap().set_modified(time).unwrap();
+    pair.a.write("f", "2");
+    pair.wait();
+    assert_eq!(pair.a.tree_status("t")["problems"], 0);
+}

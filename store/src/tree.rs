@@ -161,6 +161,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     mounts: BTreeSet<TreePath>,
     minted_at: Option<Time>,
     rules_changed: bool,
+    /// What pushes brought here while this agent was away; one that was under way when it came back may end behind its scan.
+    brought: fallback::Sent,
 }
 
 /// What [`TreeOptions::resumable_bytes_min`] is on a real node: less is sent again in a moment.
@@ -263,6 +265,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             mounts: BTreeSet::new(),
             minted_at: None,
             rules_changed: false,
+            brought: fallback::Sent::new(),
         };
         tree.index.put_name(actor, &name);
         tree.agree_with_root(replaced)?;

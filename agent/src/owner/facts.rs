@@ -40,6 +40,8 @@ fn take_fact<V: Vfs, K: Kv>(tree: &mut Tree<V, K>, fact: &Fact) -> Result<(), Tr
             look_at_dir(tree, dir);
             tree.scan_children(dir)?;
         }
+        // The root is no entry: a touch or a chmod of it is nobody's change.
+        Fact::Path { path, .. } if path.is_root() => {}
         Fact::Path { path, content, .. } => {
             let dir = path.parent().unwrap_or_default();
             if path.name() == ignore::FILE_NAME {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use pleach_protocol::entry::Hash;
+use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::mint::{self, Circumstances, Observation};
 use pleach_protocol::path::TreePath;
 
@@ -38,7 +38,7 @@ pub fn sent_record(path: &TreePath, hash: &Hash) -> Vec<u8> {
 }
 
 /// What earlier pushes brought, as digests of their records.
-type Sent = BTreeSet<[u8; 32]>;
+pub(super) type Sent = BTreeSet<[u8; 32]>;
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Takes up peers with a fallback, by local name: from now on what their agents had of a path is noted before it
@@ -89,6 +89,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`]; what the disk says of single names is logged.
     pub fn take_in_displaced(&mut self, before_scan: bool) -> Result<u64, TreeError> {
+        self.brought.clear();
         let place = self.enter()?;
         let top = match self.vfs.open_dir(&place.root, FALLBACK_DIR) {
             Ok(top) => top,
@@ -119,6 +120,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             taken += done.0;
             left |= done.1;
         }
+        if mints {
+            self.brought = sent;
+        }
         if !left {
             for list in &lists {
                 self.drop_quietly(self.vfs.remove_file(&top, list));
@@ -130,6 +134,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             tracing::info!(taken, "versions that pushes displaced went into the vault");
         }
         Ok(taken)
+    }
+
+    /// Whether a push brought this while the agent was away: it is older than whatever the pusher made of it since.
+    pub(super) fn was_brought(&self, path: &TreePath, value: &Value) -> bool {
+        let (_, Some(hash)) = content_of(value) else { return false };
+        !self.brought.is_empty() && self.brought.contains(blake3::hash(&sent_record(path, &hash)).as_bytes())
     }
 
     fn drop_quietly(&self, removed: io::Result<()>) {

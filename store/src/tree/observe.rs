@@ -210,7 +210,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 if found.is_none() {
                     self.note_departure(&row, old.shown.state.as_ref());
                 }
-                let (minted, shown) = self.mint(path, &row, &old.shown, disk, pairing)?;
+                // As with what a crash left: it never wins over, nor outlives, what its writer made of it since.
+                let brought = found.is_some_and(|f| self.was_brought(path, &f.state.value));
+                let how = if brought { Pairing::Lowest } else { pairing };
+                let (minted, shown) = self.mint(path, &row, &old.shown, disk, how)?;
                 row = minted;
                 shown
             }
