@@ -164,7 +164,8 @@ impl Running<'_> {
 
     /// How far there are events that may be told: what was sent once all have it that can.
     fn hook_news(&self) -> HookNews {
-        let daemons = self.keeper.pushes.values().filter(|progress| progress.error.is_none());
+        let daemons =
+            self.keeper.pushes.values().filter(|progress| progress.agent.is_none() && progress.error.is_none());
         let there = daemons.map(|progress| progress.seq).chain(self.keeper.exchange.applied_by_connected()).min();
         let sent = there.unwrap_or(0).min(self.tree.index().last_event(HookOn::Sent));
         HookNews { sent, other: self.tree.index().last_event(HookOn::Applied) }
