@@ -521,12 +521,7 @@ impl Running<'_> {
             let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
             self.take(event)?;
             taken += 1;
-            next = match self.keeper.events.try_recv() {
-                _ if taken >= EVENTS_MAX => None,
-                Ok(event) => Some(event),
-                Err(_) if reads && began.elapsed() < READ_ON_MAX => self.keeper.events.recv_timeout(READ_ON).ok(),
-                Err(_) => None,
-            };
+            next = take_next(&self.keeper.events, taken >= EVENTS_MAX, reads && began.elapsed() < READ_ON_MAX);
         }
         if self.root_checked.elapsed() >= ROOT_CHECK {
             self.root_checked = Instant::now();
@@ -639,5 +634,29 @@ impl Running<'_> {
         (status.received, status.received_bytes) = (received, received_bytes);
         status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
         Ok(())
+    }
+}
+
+/// The next thing in a channel, which `reads_on` waits for. What comes after enough stays there: what is
+/// received may not be dropped.
+fn take_next<T>(channel: &Receiver<T>, enough: bool, reads_on: bool) -> Option<T> {
+    match (enough, reads_on) {
+        (true, _) => None,
+        (false, true) => channel.recv_timeout(READ_ON).ok(),
+        (false, false) => channel.try_recv().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_enough_was_taken_stays_in_the_channel() {
+        let (inbox, events) = mpsc::channel();
+        inbox.send(1).unwrap();
+        assert_eq!(take_next(&events, true, true), None);
+        assert_eq!(take_next(&events, false, false), Some(1));
+        assert_eq!(take_next(&events, false, false), None);
     }
 }
