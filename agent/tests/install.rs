@@ -86,6 +86,6 @@ fn the_example_config_is_right() {
     let whole: Vec<&str> =
         text.lines().map(|line| line.strip_prefix("# ").filter(|l| says_more(l)).unwrap_or(line)).collect();
     let config = config::parse(Path::new("pleach.toml"), &whole.join("\n")).unwrap();
-    assert_eq!((config.trees.len(), config.peers.len()), (1, 1), "{whole:#?}");
+    assert_eq!((config.trees.len(), config.peers.len()), (1, 2), "{whole:#?}");
     config::parse(Path::new("pleach.toml"), &text).unwrap();
 }
