@@ -21,8 +21,8 @@ const SAID: [(&str, &str); 9] = [
 type Section = BTreeMap<String, String>;
 
 pub(super) fn convert(text: &str) -> Result<Draft, String> {
-    let (globals, modules) = sections(text)?;
     let mut draft = Draft { listen: true, ..Draft::default() };
+    let (globals, modules) = sections(text, &mut draft.notes)?;
     for (name, module) in &modules {
         let get = |key: &str| module.get(key).or_else(|| globals.get(key)).map(String::as_str);
         let mut tree = Tree::new(&draft, get("path").unwrap_or_default());
@@ -72,7 +72,7 @@ fn truth(value: &str) -> bool {
 }
 
 /// Splits the file as the daemon does: names without regard to case and spaces, `\` joins lines.
-fn sections(text: &str) -> Result<(Section, Vec<(String, Section)>), String> {
+fn sections(text: &str, notes: &mut Vec<String>) -> Result<(Section, Vec<(String, Section)>), String> {
     let (mut globals, mut modules) = (Section::new(), Vec::<(String, Section)>::new());
     let mut whole = String::new();
     for (at, line) in text.lines().enumerate() {
@@ -99,7 +99,8 @@ fn sections(text: &str) -> Result<(Section, Vec<(String, Section)>), String> {
             let section = modules.last_mut().map_or(&mut globals, |(_, section)| section);
             section.insert(key, value.trim().to_owned());
         } else {
-            return Err(format!("line {}: '{line}' is neither [module] nor NAME = VALUE", at + 1));
+            // As the daemon does; many configs have "ignore errors" so.
+            notes.push(format!("line {}: '{line}' has no value: the daemon passes over it, too", at + 1));
         }
     }
     Ok((globals, modules))

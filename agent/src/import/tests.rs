@@ -156,7 +156,7 @@ fn lsyncd_functions_are_named_and_what_does_not_end_is_ended() {
 
 #[test]
 fn rsyncd_modules_become_trees() {
-    let text = "uid = nobody\nuse chroot = no\n[web1]\npath = /web1/wwwroot/\ncomment = web1 file\n read  ONLY = no\n\
+    let text = "uid = nobody\nuse chroot = no\n[web1]\npath = /web1/wwwroot/\ncomment = web1 file\n read  ONLY = no\nignore errors\n\
                 auth users = web1user\nexclude = *.bak /tmp/\n[pub]\npath = /srv/pub\n";
     let draft = convert(Kind::Rsyncd, text).unwrap();
     let text = text_of(&draft);
@@ -172,6 +172,7 @@ fn rsyncd_modules_become_trees() {
         assert!(text.lines().any(|l| l == line), "no '{line}' in\n{text}");
     }
     said(&draft, "auth users = web1user");
+    said(&draft, "line 7: 'ignore errors' has no value");
     assert!(convert(Kind::Rsyncd, "&include /etc/rsyncd.d\n").is_err());
 }
 
