@@ -489,6 +489,8 @@ impl World {
         // What struck until now failed a path, not the tree.
         self.nodes[n].was_struck();
         self.settle_waits(n);
+        // What they did while a wait's commit was under way, too.
+        self.hear_of_users(n);
         self.rest.check_contents(n, &self.nodes[n])?;
         self.check_minted(n)?;
         self.nodes[n].check_contents_kept(false)

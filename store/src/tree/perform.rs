@@ -273,7 +273,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for dir in parents.keys() {
             match self.vfs.open_path(&place.root, dir) {
                 Ok(handle) => self.vfs.sync_dir(&handle)?,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                // A user took it away meanwhile, or put something else there.
+                Err(error) if is_no_dir(&error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -36,7 +36,7 @@ pub(super) struct Rest {
     undone: BTreeSet<(Vec<u8>, usize)>,
     /// Where a store that was lost since will find directories.
     found_dirs: BTreeSet<Vec<u8>>,
-    /// What users stored into mapped files.
+    /// What users wrote into open files.
     stored: BTreeSet<Vec<u8>>,
 }
 
@@ -84,17 +84,19 @@ impl Rest {
     /// An open file that users wrote into may be displaced by now; `content` is what was written last.
     pub(super) fn wrote_displaced(&mut self, user: &ModelUser, content: &str) {
         let files = user.snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/vault/"));
-        let written = files.map(|(_, seen)| seen.content).filter(|c| c.starts_with(content.as_bytes()));
+        let new = |c: &Vec<u8>| c.starts_with(content.as_bytes()) || c.ends_with(b" late");
+        let written = files.map(|(_, seen)| seen.content).filter(new);
         self.complete.extend(written);
     }
 
-    /// A user stored this into a mapped file.
+    /// A user wrote this into an open file.
     pub(super) fn stored(&mut self, content: &str) {
         self.stored.insert(content.as_bytes().to_vec());
     }
 
-    /// Whether it was stored through a mapping: that changes no stamp at once, so that it may be displaced unseen, and is
-    /// a version in the vault like others (LINUX.md section 2a).
+    /// Whether it was written into a file that its writer has open. Through a mapping that changes no stamp at once, so that it
+    /// may be displaced unseen, and is a version in the vault like others (LINUX.md section 2a); else it is named once
+    /// its writer is done (section 4).
     pub(super) fn is_stored(&self, content: &[u8]) -> bool {
         self.stored.iter().any(|stored| content.starts_with(stored))
     }

@@ -234,7 +234,10 @@ fn with_open_file(node: &mut SimNode, random: &mut Random, rest: &mut Rest, step
     // Its names were touched when it was opened and whenever they moved.
     match random.below(5) {
         0 => open[at].write_at(0, content.as_bytes().get(..8)?).ok().map(|()| "begins to write".to_owned()),
-        1 => open[at].write_at(0, &content).ok().map(|()| format!("writes '{content}'")),
+        1 => open[at].write_at(0, &content).ok().map(|()| {
+            rest.stored(&content);
+            format!("writes '{content}'")
+        }),
         2 => open[at].append(" late").ok().map(|()| "appends to an open file".to_owned()),
         3 => open[at].store(0, &content).ok().map(|()| {
             rest.stored(&content);
