@@ -1,6 +1,9 @@
 //! Disks in trouble: what could not be read is a problem only until it can be, and nothing is told wrong
 //! meanwhile. Each of these was found by the simulation.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
@@ -384,4 +387,57 @@ fn a_directory_that_was_made_in_part_is_no_users_change() {
         let writers = entry.content.keys().chain(entry.access.keys()).map(|dot| dot.actor.node);
         assert!(writers.into_iter().all(|writer| writer == a.id), "{entry:?}");
     }
+}
+
+/// Whether an entry still names a content: as what counts, or as what lost.
+fn is_named(node: &ModelNode, at: &str, content: &[u8]) -> bool {
+    let hash = *blake3::hash(content).as_bytes();
+    let entry = node.tree.as_ref().unwrap().entry(&path(at)).unwrap().unwrap();
+    let values = entry.content.values().filter_map(|sibling| sibling.content.value());
+    let losers = entry.losers.values().flatten().map(|loser| &loser.value);
+    values.chain(losers).any(|value| matches!(value, Value::File { hash: of, .. } if of.0 == hash))
+}
+
+/// A user wrote just before the exchange, and what was put in place could not be looked at after it: the exchange
+/// counted as failed, and what it had put in place as a user's change that had seen the write (seed 11206).
+#[test]
+fn what_cannot_be_looked_at_after_an_exchange_was_exchanged_all_the_same() {
+    let mut failed = 0;
+    for op in [OpKind::Stat, OpKind::StatFile] {
+        for nth in 1..=12 {
+            let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+            a.start().unwrap();
+            b.start().unwrap();
+            a.disk.user().write("f", "base").unwrap();
+            assert!(settle(&mut a, &mut b).unwrap());
+            a.disk.user().write("f", "from a").unwrap();
+            let (disk, struck) = (b.disk.clone(), Arc::new(AtomicBool::new(false)));
+            let strikes = Arc::clone(&struck);
+            // The second name that changes is the file's; the first is its content's in staging.
+            b.disk.before(OpKind::Rename, 1, move |user| {
+                user.write("f", "mine b").unwrap();
+                let again = disk.clone();
+                disk.before(op, nth, move |_| {
+                    fail(&again, op, None, libc::EIO);
+                    strikes.store(true, Ordering::Relaxed);
+                });
+            });
+            for _ in 0..4 {
+                // Some looks that fail end a tree; it is started again.
+                if settle(&mut a, &mut b).is_err() {
+                    b.tree = None;
+                    b.start().unwrap();
+                }
+            }
+            if !struck.load(Ordering::Relaxed) {
+                break;
+            }
+            failed += 1;
+            for node in [&a, &b] {
+                assert!(is_named(node, "f", b"mine b"), "{op:?} {nth}");
+                assert!(is_named(node, "f", b"from a"), "{op:?} {nth}");
+            }
+        }
+    }
+    assert!(failed > 4, "only {failed} looks failed");
 }

@@ -66,7 +66,7 @@ impl<V: Vfs> Hands<'_, V> {
             Err(error) => return Err(error),
         };
         match vfs.link_temp(&staged.file, dir, op.path.name()) {
-            Ok(()) => stamp_of_put(vfs, dir, op, owners),
+            Ok(()) => Ok(stamp_of_put(vfs, dir, op, owners)),
             // The directory may be gone since it was opened.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => Ok(Outcome::Raced),
             Err(error) => Err(error),
@@ -91,14 +91,15 @@ pub(super) fn attributes(view: &State, owners: bool) -> SetAttributes {
 }
 
 /// Reads the stamp of what we put there. Only where inode, size, mode, owner and time are as
-/// we set them is it ours; anything else is somebody's write, and will be looked at.
-pub(super) fn stamp_of_put<V: Vfs>(vfs: &V, dir: &V::Dir, op: &Op<V>, owners: bool) -> io::Result<Outcome> {
+/// we set them is it ours; anything else is somebody's write, and will be looked at. What cannot be read has
+/// been put all the same: as a failure it would leave Shown behind the disk, and our content would pass for a user's.
+pub(super) fn stamp_of_put<V: Vfs>(vfs: &V, dir: &V::Dir, op: &Op<V>, owners: bool) -> Outcome {
     let (meta, provisional) = match &op.staged {
-        Some(staged) => (Some(vfs.stat_file(&staged.file)?), vfs.writers(&staged.file) == Writers::Some),
-        None => (vfs.stat(dir, op.path.name())?, false),
+        Some(staged) => (vfs.stat_file(&staged.file).map(Some), vfs.writers(&staged.file) == Writers::Some),
+        None => (vfs.stat(dir, op.path.name()), false),
     };
-    let (Some(meta), Some(view)) = (meta, &op.view) else {
-        return Ok(Outcome::Done { stamp: None, provisional: true });
+    let (Ok(Some(meta)), Some(view)) = (meta, &op.view) else {
+        return Outcome::Done { stamp: None, provisional: true };
     };
     let set = attributes(view, owners);
     let size_kept = op.staged.as_ref().is_none_or(|s| s.size == meta.size);
@@ -106,7 +107,7 @@ pub(super) fn stamp_of_put<V: Vfs>(vfs: &V, dir: &V::Dir, op: &Op<V>, owners: bo
         && set.mtime.is_none_or(|t| t == meta.mtime)
         && set.owner.is_none_or(|o| o == (meta.uid, meta.gid))
         && (op.staged.is_none() || set.mode == Some(meta.mode));
-    Ok(Outcome::Done { stamp: ours.then(|| stamp_of(&meta)), provisional: provisional || !ours })
+    Outcome::Done { stamp: ours.then(|| stamp_of(&meta)), provisional: provisional || !ours }
 }
 
 /// Does the same for each item, on as many threads as the file system gains from; the results are in the

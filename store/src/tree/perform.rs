@@ -358,13 +358,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return if raced { Ok(Outcome::Raced) } else { Err(error) };
             }
         }
-        if replaces && self.is_dir(&place.staging, &staged_name)? {
-            // Somebody put a directory there: it goes back, whole.
-            self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::Exchange)?;
-            self.unstage(place, &staged_name, partial.as_deref())?;
-            return Ok(Outcome::Raced);
+        // Somebody may have put a directory there: it goes back, whole, as does what cannot be looked at. Where it
+        // cannot go back either the exchange stands.
+        let came_out = if replaces { self.is_dir(&place.staging, &staged_name) } else { Ok(false) };
+        if !matches!(came_out, Ok(false)) {
+            let back = self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::Exchange);
+            match (back, came_out) {
+                (Ok(()), came_out) => {
+                    self.unstage(place, &staged_name, partial.as_deref())?;
+                    return came_out.map(|_| Outcome::Raced);
+                }
+                (Err(error), Ok(_)) => return Err(error),
+                (Err(_), Err(_)) => {}
+            }
         }
-        hands::stamp_of_put(&self.vfs, dir, op, self.owners)
+        Ok(hands::stamp_of_put(&self.vfs, dir, op, self.owners))
     }
 
     /// A content did not get its name: a large one is kept, under its own id.
@@ -391,6 +399,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         };
         let own = if matches!(source.origin, Origin::Staging(_)) { &place.staging } else { &place.vault };
         let from_dir = from_dir.as_ref().unwrap_or(own);
+        let expected = match &op.staged {
+            Some(staged) => Some(self.vfs.stat_file(&staged.file)?.inode),
+            None => None,
+        };
         match self.vfs.rename(from_dir, &from, dir, name, RenameMode::NoReplace) {
             Ok(()) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
@@ -398,11 +410,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Err(error) => return Err(error),
         }
-        let expected = match &op.staged {
-            Some(staged) => Some(self.vfs.stat_file(&staged.file)?.inode),
-            None => None,
-        };
-        if self.vfs.stat(dir, name)?.map(|meta| meta.inode) != expected {
+        // Where it cannot be looked at, the next look reads what it holds.
+        if self.vfs.stat(dir, name).is_ok_and(|meta| meta.map(|meta| meta.inode) != expected) {
             // Somebody put something else there just before: it goes back, where its name is still free.
             return match self.vfs.rename(dir, name, from_dir, &from, RenameMode::NoReplace) {
                 Ok(()) => Ok(Outcome::Raced),
@@ -410,7 +419,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Err(error) => Err(error),
             };
         }
-        hands::stamp_of_put(&self.vfs, dir, op, self.owners)
+        Ok(hands::stamp_of_put(&self.vfs, dir, op, self.owners))
     }
 
     fn is_dir(&self, dir: &V::Dir, name: &[u8]) -> io::Result<bool> {
@@ -425,9 +434,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Outcome::Raced),
             Err(error) => return Err(error),
         }
-        if self.is_dir(&place.staging, &staged_name)? {
-            self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::NoReplace)?;
-            return Ok(Outcome::Raced);
+        let came_out = self.is_dir(&place.staging, &staged_name);
+        if !matches!(came_out, Ok(false)) {
+            let back = self.vfs.rename(&place.staging, &staged_name, dir, name, RenameMode::NoReplace);
+            match (back, came_out) {
+                (Ok(()), came_out) => return came_out.map(|_| Outcome::Raced),
+                (Err(error), Ok(_)) => return Err(error),
+                // It is gone from its name, and is judged where it is.
+                (Err(_), Err(_)) => {}
+            }
         }
         Ok(Outcome::Done { stamp: None, provisional: false })
     }
