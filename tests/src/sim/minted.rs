@@ -42,7 +42,8 @@ pub(super) struct Deeds {
     made: BTreeSet<Vec<u8>>,
     /// Contents that somebody who saw them changed or took away.
     superseded: BTreeSet<Vec<u8>>,
-    /// What was put where, and whether it is a directory, since the last rest.
+    /// What was put where, and whether it is a directory, since the last rest. A directory whose
+    /// mode or owner was changed counts as put: that makes a derived one real.
     put: BTreeSet<(Vec<u8>, bool, Vec<u8>)>,
 }
 
@@ -59,6 +60,11 @@ impl Deeds {
             if seen.kind == Kind::File && is_of_one_write(&seen.content) {
                 self.made.insert(seen.content.clone());
             }
+        }
+        let access = |seen: &Seen| (seen.mode, seen.uid, seen.gid);
+        let changed = |path: &Vec<u8>, seen: &Seen| before.get(path).is_some_and(|old| access(old) != access(seen));
+        for (path, _) in after.iter().filter(|(path, seen)| seen.kind == Kind::Dir && changed(path, seen)) {
+            self.put.insert((path.clone(), true, Vec::new()));
         }
     }
 
