@@ -159,6 +159,8 @@ pub struct World {
     plan: Plan,
     /// The number of the step under way.
     step: u32,
+    /// How many deeds of users it planned.
+    plans: u32,
     done: BTreeSet<u32>,
 }
 
@@ -272,6 +274,7 @@ impl World {
             outcome: Outcome::default(),
             plan,
             step: 0,
+            plans: 0,
             done: BTreeSet::new(),
         }
     }
@@ -349,6 +352,7 @@ impl World {
     /// Begins the next step with a generator of its own; false where the plan leaves it out.
     fn next_step(&mut self) -> bool {
         self.step += 1;
+        self.plans = 0;
         self.random = Random::of_step(self.plan.seed, self.step);
         let wanted = self.plan.only.as_ref().is_none_or(|only| only.contains(&self.step));
         if wanted {
@@ -413,6 +417,7 @@ impl World {
                     self.pass(nanos)?;
                 }
                 3..=5 => self.work(n)?,
+                6 if self.faults.disks.hooks && self.life.contests => self.plan_contest(),
                 6..=9 => while !self.random.once_in(4) && self.take_event(n)? {},
                 10..=12 => while !self.random.once_in(4) && self.take_mail(n) {},
                 _ => drop(self.carry()?),

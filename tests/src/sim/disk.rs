@@ -275,19 +275,35 @@ impl World {
     fn plan_user(&mut self, n: usize) {
         use OpKind::{CreateTemp, LinkTemp, List, OpenFile, ReadAt, Rename, SetAttributes, Stat, StatFile, SyncDir};
         let ops = [CreateTemp, LinkTemp, List, OpenFile, ReadAt, Rename, SetAttributes, Stat, StatFile, SyncDir];
-        let mut op = ops[self.random.index(ops.len())];
-        let mut nth = 1 + self.random.index(6);
-        // What is about to arrive, between the last look and its name: or anything, at any time.
-        let contested = self.contested().filter(|(at, _)| !self.minted.only_reads(*at));
-        let n = contested.as_ref().map_or(n, |(at, _)| *at);
-        if contested.is_some() {
-            op = [CreateTemp, LinkTemp, Rename, StatFile][self.random.index(4)];
-            nth = 1;
+        let op = ops[self.random.index(ops.len())];
+        let nth = 1 + self.random.index(6);
+        match self.contested() {
+            Some((at, path)) => self.contest(at, &path),
+            None => self.plan_at(n, (op, nth), None),
         }
+    }
+
+    /// A user will change what is about to arrive, between the last look and its name.
+    pub(super) fn plan_contest(&mut self) {
+        if let Some((n, path)) = self.contested() {
+            self.contest(n, &path);
+        }
+    }
+
+    fn contest(&mut self, n: usize, path: &TreePath) {
+        use OpKind::{CreateTemp, LinkTemp, Rename, StatFile};
+        if !self.minted.only_reads(n) {
+            let op = [CreateTemp, LinkTemp, Rename, Rename, Rename, StatFile][self.random.index(6)];
+            self.plan_at(n, (op, 1), Some(path.as_bytes()));
+        }
+    }
+
+    fn plan_at(&mut self, n: usize, (op, nth): (OpKind, usize), path: Option<&[u8]>) {
         self.rest.begin(n);
-        let of = (self.step, self.faults.disks.long);
-        let planned =
-            users::plan(&mut self.random, &mut self.rest, of, contested.as_ref().map(|(_, path)| path.as_bytes()));
+        // A step plans several: no two may write the same. There are fewer than a thousand steps.
+        self.plans += 1;
+        let of = (self.step + 1_000 * self.plans, self.faults.disks.long);
+        let planned = users::plan(&mut self.random, &mut self.rest, of, path);
         planned.announce(&mut self.rest);
         self.release_touched(n);
         self.say(format!("n{n}: before {op:?} {nth} a user will {planned:?}"));
