@@ -133,6 +133,34 @@ fn actors_of_many_starts_leave_a_context_that_all_have_merged() {
     assert!(a.seen().is_empty() && b.seen().is_empty());
 }
 
+/// A list of losers outlives the actors of a context (found by simulation, seed 2141).
+#[test]
+fn a_newcomer_learns_who_wrote_a_loser_whose_actor_left_the_context() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "a").unwrap();
+    b.disk.advance(1_000_000_000);
+    b.disk.user().write("x", "b").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for start in 0..12 {
+        b.disk.advance(1_000_000_000);
+        b.disk.user().write("x", format!("{start}")).unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+        b.start().unwrap();
+    }
+    b.disk.user().chmod("x", 0o600).unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let (left, x) = (a.id, TreePath::parse(b"x").unwrap());
+    acked(&mut b, left);
+    collect(&mut b, &[left]);
+    let entry = b.tree.as_ref().unwrap().entry(&x).unwrap().unwrap();
+    assert!(entry.context.iter().all(|dot| dot.actor.node != left));
+    let mut c = ModelNode::new(3);
+    c.start().unwrap();
+    assert!(settle(&mut b, &mut c).unwrap());
+    let conflicts = c.tree.as_ref().unwrap().conflicts(&TreePath::ROOT).unwrap();
+    assert_eq!(conflicts.iter().map(|conflict| &conflict.node[..]).collect::<Vec<_>>(), ["n1"]);
+}
+
 /// An ack is written with a later batch: a crash may take it, and a peer that has all says nothing more.
 #[test]
 fn an_ack_that_a_crash_took_is_known_from_where_the_peer_begins() {

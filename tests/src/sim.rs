@@ -245,7 +245,7 @@ impl World {
             watch: Watch::draw(&mut random),
             disks: Disks::draw(&mut random, plan.seed),
         };
-        let net = NetFaults::draw(&mut random);
+        let net = NetFaults::draw(&mut random, plan.seed);
         let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();
         let life = LifeFaults::draw(&mut random, plan.seed);
         let mut nodes: Vec<SimNode> =
@@ -416,6 +416,7 @@ impl World {
                     let nanos = 1 + self.random.below(300_000_000);
                     self.pass(nanos)?;
                 }
+                3 if self.faults.kills && self.random.once_in(20) => self.tell_and_die(n)?,
                 3..=5 => self.work(n)?,
                 6 if self.faults.disks.hooks && self.life.contests => self.plan_contest(),
                 6..=9 => while !self.random.once_in(4) && self.take_event(n)? {},
@@ -424,6 +425,25 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A node answers whoever asks, others hear it, and it is gone before it has made anything more durable.
+    fn tell_and_die(&mut self, n: usize) -> Result<(), String> {
+        if !self.nodes[n].is_up() {
+            return Ok(());
+        }
+        for _ in 0..6 {
+            self.take_event(n)?;
+            self.take_mail(n);
+            for _ in 0..4 {
+                self.carry()?;
+            }
+        }
+        for other in (0..self.nodes.len()).filter(|other| *other != n) {
+            while self.take_mail(other) || self.take_event(other)? {}
+            self.work(other)?;
+        }
+        self.crash(n)
     }
 
     fn pass_time(&mut self) -> Result<(), String> {
@@ -611,7 +631,10 @@ impl World {
                 return Ok(true);
             }
         }
-        let may_lose = self.faults.power || self.outcome.wiped || self.faults.disks.can_lose();
+        // A lost store takes what its node still shows for a find: who deletes that afterwards has not seen what was
+        // announced before, which wins and is nowhere.
+        let forgets = self.faults.lost_stores || self.faults.disks.can_lose();
+        let may_lose = self.faults.power || self.outcome.wiped || forgets;
         if may_lose && self.only_lost_contents() {
             self.outcome.lost_with_power += 1;
             return Ok(false);

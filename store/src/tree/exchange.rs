@@ -106,11 +106,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     continue;
                 }
                 let content = self.inline_content(&mut contents, &path, &row);
-                for dot in row.entry.context.iter() {
-                    if !names.contains_key(&dot.actor)
-                        && let Some(name) = self.index.name(dot.actor)?
+                // Who wrote what is listed as a loser may have left the context (Entry::trim).
+                let losers = row.entry.losers.values().flatten().map(|loser| loser.dot.actor);
+                for actor in row.entry.context.iter().map(|dot| dot.actor).chain(losers) {
+                    if !names.contains_key(&actor)
+                        && let Some(name) = self.index.name(actor)?
                     {
-                        names.insert(dot.actor, name);
+                        names.insert(actor, name);
                     }
                 }
                 bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);

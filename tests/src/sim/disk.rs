@@ -75,9 +75,9 @@ pub(super) struct Trials {
     snapshot: Option<Snapshot>,
     /// The disk was put back, its store was not: somebody will approve that.
     to_approve: bool,
-    /// Faults that were taken note of.
-    struck: u64,
-    /// Of the store: those that were taken note of.
+    /// Faults of the disk and of the store that were taken note of.
+    struck: (u64, u64),
+    /// Of the store: those for which it was closed.
     store_failed: u64,
     /// The root was away since the tree was opened last.
     was_away: bool,
@@ -111,7 +111,7 @@ impl Trials {
 impl SimNode {
     /// Whether a failure of the tree is the disk's: something struck since the last question.
     pub(super) fn was_struck(&mut self) -> bool {
-        let struck = self.model.disk.struck() + self.model.kv.failed();
+        let struck = (self.model.disk.struck(), self.model.kv.failed());
         let news = struck != self.trials.struck || !self.model.disk.is_mounted() || self.trials.was_away;
         self.trials.struck = struck;
         news

@@ -36,11 +36,14 @@ pub(super) struct NetFaults {
     flapping: bool,
     /// Nothing but time passes for a while.
     idle: bool,
+    /// One of a line's streams stands still for a while, and the others go on.
+    stalls: bool,
 }
 
 impl NetFaults {
-    pub(super) const fn draw(random: &mut Random) -> Self {
+    pub(super) const fn draw(random: &mut Random, seed: u64) -> Self {
         Self {
+            stalls: seed % 8 == 3,
             cuts: random.once_in(2),
             half_open: random.once_in(3),
             asymmetric: random.once_in(4),
@@ -93,6 +96,8 @@ pub(super) struct Line {
     pub(super) enabled: bool,
     up: bool,
     swallows: [bool; 2],
+    /// Hold what is under way, by direction and role.
+    stalled: [[bool; 2]; 2],
     pace: [[Pace; 2]; 2],
     connections: Vec<Connection>,
 }
@@ -107,7 +112,7 @@ impl Line {
                 stream.byte = random.below(3) * random.below(20_000);
             }
         }
-        Self { ends, enabled: true, up: true, swallows: [false; 2], pace, connections: Vec::new() }
+        Self { ends, enabled: true, up: true, swallows: [false; 2], stalled: [[false; 2]; 2], pace, connections: Vec::new() }
     }
 
     /// Whether a frame is under way that somebody still takes.
@@ -161,6 +166,12 @@ impl World {
                     self.pass(TICK)?;
                     while self.carry()?.is_some() {}
                 }
+            }
+            _ if self.net.stalls => {
+                let (way, role) = (self.random.index(2), self.random.index(2));
+                self.lines[at].stalled[way][role] ^= true;
+                let stalled = self.lines[at].stalled;
+                self.say(format!("line {at} stands still {stalled:?}"));
             }
             _ => {}
         }
@@ -314,7 +325,7 @@ impl World {
                     let due = connection.streams[way][role].0.front().is_some_and(|(due, _)| *due <= self.now);
                     let end = matches!(connection.streams[way][role].0.front(), Some((_, Packet::End)));
                     let heard = end || self.nodes[line.ends[1 - way]].talks(connection.number);
-                    if due && heard && !line.swallows[way] {
+                    if due && heard && !line.swallows[way] && !line.stalled[way][role] {
                         full.push((at, connection.number, way, role));
                     }
                 }
@@ -430,7 +441,7 @@ impl World {
     /// All lines work, and at once.
     pub(super) fn heal_lines(&mut self) {
         for line in &mut self.lines {
-            (line.up, line.swallows) = (true, [false; 2]);
+            (line.up, line.swallows, line.stalled) = (true, [false; 2], [[false; 2]; 2]);
             for (due, _) in
                 line.connections.iter_mut().flat_map(|c| c.streams.iter_mut().flatten()).flat_map(|s| &mut s.0)
             {
