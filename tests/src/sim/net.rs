@@ -112,7 +112,15 @@ impl Line {
                 stream.byte = random.below(3) * random.below(20_000);
             }
         }
-        Self { ends, enabled: true, up: true, swallows: [false; 2], stalled: [[false; 2]; 2], pace, connections: Vec::new() }
+        Self {
+            ends,
+            enabled: true,
+            up: true,
+            swallows: [false; 2],
+            stalled: [[false; 2]; 2],
+            pace,
+            connections: Vec::new(),
+        }
     }
 
     /// Whether a frame is under way that somebody still takes.
