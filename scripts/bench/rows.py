@@ -12,6 +12,7 @@ import subprocess
 import time
 
 import machine
+import pushes
 import systems
 import trees
 from relay import Relay
@@ -170,24 +171,70 @@ def burst(lab, name):
         if system.pids() or system.process:
             system.settle()
         lab.level()
-        data, sizes = os.urandom(8192), {}
         timed = Timed(system)
-        for i in range(lab.sizes["burst"]):
-            folder = f"burst-{i // 100:03}"
-            if i % 100 == 0:
-                os.mkdir(os.path.join(system.near, folder))
-            path = f"{folder}/{i:05}"
-            trees.write(os.path.join(system.near, path), data[i % 4096:i % 4096 + 4096])
-            sizes[path] = 4096
-        written = timed.seconds()
-        if system.pids() or system.process:
-            machine.until(all_there(system.far, sizes), 0.002)
-        else:
-            system.settle()
-        seconds = timed.seconds()
-        lab.record("after the last write", "s", seconds - written)
-        timed.record(lab, "from the first write", seconds)
+        lab.record("after the last write", "s", write_burst(lab, system))
+        timed.record(lab, "from the first write", timed.seconds())
         verify(lab, system)
+
+
+def push_latency(lab, name):
+    """One change of a file in a tree of a thousand, visible on the disk of an rsync daemon."""
+    with running(lab.make(name, pushes.CLASSES)) as system:
+        paths = [f"d{i % 20}/f{i}" for i in range(1_000)]
+        for path in paths:
+            os.makedirs(os.path.dirname(os.path.join(system.near, path)), exist_ok=True)
+            trees.write(os.path.join(system.near, path), os.urandom(4096))
+        system.start(live=True)
+        system.settle()
+        pauses, ends = random.Random(SEED), time.monotonic() + lab.sizes["budget_s"]
+        for i in range(lab.sizes["edits"]):
+            if time.monotonic() > ends:
+                lab.note(f"{name}: {i} samples in the time that was given")
+                break
+            # Of another size: rsync misses a change within the second of the last one where the size is the same.
+            data, there = os.urandom(4097 + i), os.path.join(system.far, paths[i])
+
+            def holds():
+                with contextlib.suppress(OSError), open(there, "rb") as f:
+                    return f.read() == data
+                return False
+            time.sleep(pauses.uniform(0.2, 0.4))
+            begun = time.perf_counter()
+            trees.write(os.path.join(system.near, paths[i]), data)
+            machine.until(holds, 0.0005)
+            lab.record("visible there", "ms", (time.perf_counter() - begun) * 1000)
+        verify(lab, system)
+
+
+def push_burst(lab, name):
+    """Many files at once to an rsync daemon: from the last write to all being there, and in how many pushes."""
+    with running(lab.make(name, pushes.CLASSES)) as system:
+        trees.write(os.path.join(system.near, "first"), b"first")
+        system.start(live=True)
+        system.settle()
+        lab.level()
+        before, seconds = system.daemon.pushes(), write_burst(lab, system)
+        lab.record("after the last write", "s", seconds)
+        verify(lab, system)
+        lab.record("pushes", "", system.daemon.pushes() - before)
+
+
+def write_burst(lab, system):
+    """Writes many files; the seconds from the last write until all are there."""
+    data, sizes = os.urandom(8192), {}
+    for i in range(lab.sizes["burst"]):
+        folder = f"burst-{i // 100:03}"
+        if i % 100 == 0:
+            os.mkdir(os.path.join(system.near, folder))
+        path = f"{folder}/{i:05}"
+        trees.write(os.path.join(system.near, path), data[i % 4096:i % 4096 + 4096])
+        sizes[path] = 4096
+    written = time.perf_counter()
+    if system.pids() or system.process:
+        machine.until(all_there(system.far, sizes), 0.002)
+    else:
+        system.settle()
+    return time.perf_counter() - written
 
 
 def delta(lab, name):
@@ -405,6 +452,8 @@ ROWS = {
     "initial-large": (initial_large, FIRST, (180, 900)),
     "latency": (latency, ["pleach", "inotify+rsync", "lsyncd", "unison", "syncthing"], (180, 900)),
     "burst": (burst, ["pleach", "inotify+rsync", "lsyncd", "rsync", "unison", "syncthing"], (120, 600)),
+    "push-latency": (push_latency, list(pushes.CLASSES), (180, 600)),
+    "push-burst": (push_burst, list(pushes.CLASSES), (180, 600)),
     "delta": (delta, ["pleach", "rsync", "unison"], (180, 900)),
     "rename": (rename, ["pleach", "rsync", "unison", "syncthing"], (120, 600)),
     "restart-200k": (lambda lab, _: restart(lab, lab.sizes["restart-200k"]), ["pleach"], (180, 1200)),

@@ -271,18 +271,24 @@ class Lsyncd(System):
         shell = os.path.join(self.dir, "shell")
         trees.write(shell, f"#!/bin/sh\nexec {shlex.join(self.ssh.client)} \"$@\"\n".encode())
         os.chmod(shell, 0o755)
-        config = os.path.join(self.dir, "lsyncd.lua")
-        trees.write(config, (
-            f'settings {{ nodaemon = true, logfile = "{self.log}", inotifyMode = "CloseWrite or Modify" }}\n'
-            f'sync {{ default.rsync, source = "{self.near}", target = "bench:{self.far}", delay = 0,\n'
-            f'  rsync = {{ archive = true, rsh = "{shell}" }} }}\n').encode())
-        trees.write(self.log, b"")
-        self.process = machine.start(["lsyncd", config], self.log)
+        self.process = start_lsyncd(self, f"bench:{self.far}", f'rsh = "{shell}"')
 
-        def ready():
-            with open(self.log) as f:
-                return "of initial startup" in (text := f.read()) or "finished" in text
-        machine.until(ready, 0.05)
+
+def start_lsyncd(system, target, rsync):
+    """lsyncd with no delay, once it is done with what was there."""
+    config = os.path.join(system.dir, "lsyncd.lua")
+    trees.write(config, (
+        f'settings {{ nodaemon = true, logfile = "{system.log}", inotifyMode = "CloseWrite or Modify" }}\n'
+        f'sync {{ default.rsync, source = "{system.near}", target = "{target}", delay = 0,\n'
+        f'  rsync = {{ archive = true, {rsync} }} }}\n').encode())
+    trees.write(system.log, b"")
+    process = machine.start(["lsyncd", config], system.log)
+
+    def ready():
+        with open(system.log) as f:
+            return "of initial startup" in (text := f.read()) or "finished" in text
+    machine.until(ready, 0.05)
+    return process
 
 
 class Syncthing(System):
