@@ -535,9 +535,8 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     words.take(length.div_ceil(8)).flatten().take(length).collect()
 }
 
-/// Changes a file of `length` bytes on one node in three ways: how many bytes each brings onto the wire, and
-/// how long it takes until the other node has it.
-fn change_a_large_file(length: usize) -> [(u64, Duration); 3] {
+/// Changes a file of `length` bytes on one node in three ways: how many bytes each brings onto the wire.
+fn change_a_large_file(length: usize) -> [u64; 3] {
     const MIB: usize = 1 << 20;
     let pair = Pair::new();
     let content = noise(1, length);
@@ -550,30 +549,19 @@ fn change_a_large_file(length: usize) -> [(u64, Duration); 3] {
     let at_the_end = [in_front.clone(), noise(3, MIB)].concat();
     [flipped, in_front, at_the_end].map(|changed| {
         let before = pair.link.bytes.load(Ordering::SeqCst);
-        let began = Instant::now();
         fs::write(pair.a.at("f"), &changed).unwrap();
         pair.a.wait();
-        let (sent, took) = (pair.link.bytes.load(Ordering::SeqCst) - before, began.elapsed());
+        let sent = pair.link.bytes.load(Ordering::SeqCst) - before;
         assert!(fs::read(pair.b.at("f")).unwrap() == changed);
         pair.wait();
-        (sent as u64, took)
+        sent as u64
     })
 }
 
 #[test]
 fn of_a_large_file_that_changed_only_what_is_new_is_sent() {
     let [flipped, in_front, at_the_end] = change_a_large_file(64 << 20);
-    assert!(flipped.0 < 400_000, "{flipped:?}");
-    assert!(in_front.0 < 1_500_000, "{in_front:?}");
-    assert!(at_the_end.0 < 1_500_000, "{at_the_end:?}");
-}
-
-#[test]
-#[ignore = "a measurement: run it alone, in release"]
-fn a_change_of_256_mib_is_measured() {
-    for (what, (sent, took)) in
-        ["one byte", "1 MiB in front", "1 MiB appended"].iter().zip(change_a_large_file(256 << 20))
-    {
-        println!("{what}: {sent} bytes, {took:?}");
-    }
+    assert!(flipped < 400_000, "{flipped:?}");
+    assert!(in_front < 1_500_000, "{in_front:?}");
+    assert!(at_the_end < 1_500_000, "{at_the_end:?}");
 }

@@ -588,30 +588,6 @@ fn a_scheduled_check_mends_what_changed_there() {
     until("the other one is mended", || fs::read_to_string(there.join("d/g")).unwrap() == "1");
 }
 
-/// Prints how long a single change takes to the daemon's disk, and what it costs.
-#[test]
-#[ignore = "prints measurements"]
-fn measure() {
-    let base = tempfile::tempdir().unwrap();
-    let (node, daemon) = started(base.path(), "");
-    for i in 0..1_000 {
-        node.write(&format!("d{}/f{i}", i % 20), &format!("{i}"));
-    }
-    node.wait();
-    let mut took: Vec<Duration> = Vec::new();
-    for i in 0..60 {
-        let content = format!("change {i} of this file");
-        let there = daemon.at("web1").join(format!("d{}/f{i}", i % 20));
-        let began = Instant::now();
-        node.write(&format!("d{}/f{i}", i % 20), &content);
-        until("it is there", || fs::read_to_string(&there).is_ok_and(|found| found == content));
-        took.push(began.elapsed());
-        node.wait();
-    }
-    took.sort_unstable();
-    println!("a change to the daemon's disk: p50 {:?}, p95 {:?}, worst {:?}", took[30], took[57], took[59]);
-}
-
 /// `PLEACH_BURST=10000` for the size of the issue.
 #[test]
 fn a_burst_reaches_three_daemons_with_modules_and_users_of_their_own() {

@@ -576,7 +576,6 @@ fn seed(seed: u64) {
 }
 
 #[test]
-#[ignore = "new: run it by name until it has run for long without a failure"]
 fn what_users_and_faults_do_at_random_loses_nothing() {
     let given = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
     let first = given("PLEACH_RANDOM_SEED");

@@ -286,7 +286,6 @@ async fn bulk_both_ways_passes_a_slow_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "half a minute"]
 async fn more_bulk_both_ways_passes_a_slow_line() {
     let took = slow_line(180, 64 * MIB).await;
     println!("64 MiB each way at 20 Mbit/s: {took:?}");

@@ -4,7 +4,7 @@ use pleach_protocol::entry::Hash;
 use pleach_protocol::session::What;
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, ask, rest, staged};
 
 const SIZE: usize = 300_000;
 
@@ -22,28 +22,6 @@ fn pair(content: &[u8]) -> (ModelNode, ModelNode) {
     a.disk.user().write("f", content).unwrap();
     rest(&mut a, &mut b);
     (a, b)
-}
-
-fn rest(a: &mut ModelNode, b: &mut ModelNode) {
-    assert!(settle(a, b).unwrap(), "they come to rest");
-    assert_eq!(a.seen(), b.seen());
-}
-
-fn staged(node: &ModelNode) -> usize {
-    node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/staging/")).count()
-}
-
-/// B hears of what A has, and asks for what it lacks.
-fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
-    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
-    from.scan().unwrap();
-    from.commit().unwrap();
-    let incarnation = to.index().meta().incarnation;
-    let position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
-    let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation)).unwrap();
-    to.merge((a.id, from.life()), rows, names, upto).unwrap();
-    to.commit().unwrap();
-    to.apply().unwrap()
 }
 
 /// A's manifest of what B wants, as it is said.

@@ -2,7 +2,7 @@
 
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, ask, rest, staged};
 
 const SIZE: usize = 300_000;
 
@@ -18,32 +18,8 @@ fn large(first: u32) -> Vec<u8> {
     (first..).flat_map(u32::to_le_bytes).take(SIZE).collect()
 }
 
-fn rest(a: &mut ModelNode, b: &mut ModelNode) {
-    assert!(settle(a, b).unwrap(), "they come to rest");
-    assert_eq!(a.seen(), b.seen());
-}
-
-fn staged(node: &ModelNode) -> usize {
-    node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/staging/")).count()
-}
-
 fn in_vault(node: &ModelNode) -> usize {
     node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/vault/")).count()
-}
-
-/// B hears of what A has, and asks for what it lacks.
-fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
-    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
-    from.scan().unwrap();
-    from.commit().unwrap();
-    let incarnation = to.index().meta().incarnation;
-    let position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
-    let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation)).unwrap();
-    to.merge((a.id, from.life()), rows, names, upto).unwrap();
-    to.commit().unwrap();
-    let wants = to.apply().unwrap();
-    to.commit().unwrap();
-    wants
 }
 
 /// Sends pieces of what B asked for until it has `upto` bytes; how many were sent.

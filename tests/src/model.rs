@@ -7,7 +7,7 @@ use pleach_protocol::version::NodeId;
 use pleach_store::chunks::ChunkSizes;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
-use pleach_store::tree::{Cuts, Tree, TreeError, TreeOptions};
+use pleach_store::tree::{Cuts, Tree, TreeError, TreeOptions, Want};
 use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
 
 use crate::Heard;
@@ -155,4 +155,40 @@ pub fn settle(a: &mut ModelNode, b: &mut ModelNode) -> Result<bool, TreeError> {
     let a_side = (a.tree.as_mut().expect("the agent runs"), a.id);
     let b_side = (b.tree.as_mut().expect("the agent runs"), b.id);
     crate::settle(a_side, b_side, &mut heard, 50)
+}
+
+/// Lets both talk until they rest, alike.
+///
+/// # Panics
+/// Where they do not, or differ.
+pub fn rest(a: &mut ModelNode, b: &mut ModelNode) {
+    assert!(settle(a, b).expect("no tree fails"), "they come to rest");
+    assert_eq!(a.seen(), b.seen());
+}
+
+/// How many files lie in a node's staging.
+#[must_use]
+pub fn staged(node: &ModelNode) -> usize {
+    node.disk.user().snapshot(true).keys().filter(|path| path.starts_with(b".pleach/staging/")).count()
+}
+
+/// B hears of what A has; what it asks for.
+///
+/// # Panics
+/// Where a tree fails, or is not started.
+pub fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
+    let (from, to) = (a.tree.as_mut().expect("the agent runs"), b.tree.as_mut().expect("the agent runs"));
+    let mut heard = || {
+        from.scan()?;
+        from.commit()?;
+        let incarnation = to.index().meta().incarnation;
+        let position = to.cursor(a.id)?.map_or(0, |cursor| cursor.seq);
+        let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation))?;
+        to.merge((a.id, from.life()), rows, names, upto)?;
+        to.commit()?;
+        let wants = to.apply()?;
+        to.commit()?;
+        Ok::<_, TreeError>(wants)
+    };
+    heard().expect("no tree fails")
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,7 +11,6 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::RwLock;
 use std::sync::mpsc;
-use std::time::Instant;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, mkdirat, open, openat, renameat_with};
 use tempfile::TempDir;
@@ -658,57 +657,4 @@ fn storm(root: &Path, seed: u64) {
             _ => drop(fs::remove_dir_all(two)),
         }
     }
-}
-
-#[test]
-#[ignore = "prints measurements"]
-fn measure() {
-    let dirs = 10_000;
-    let start = Instant::now();
-    let w = Watched::new(|root| {
-        for n in 0..dirs {
-            fs::create_dir_all(root.join(format!("{}/{}", n / 100, n % 100))).unwrap();
-        }
-    });
-    let made = start.elapsed();
-    let ignored: Ignored = Arc::new(|_, _| false);
-    let start = Instant::now();
-    let second = InotifyWatcher::start(w.dir.path(), ignored).unwrap();
-    println!("{} watches in {:?} (directories made and watched in {made:?})", second.watches(), start.elapsed());
-    drop((second, w));
-
-    let mut w = Watched::new(|_| {});
-    let root = w.dir.path().to_owned();
-    let start = Instant::now();
-    let burst = std::thread::spawn(move || {
-        for n in 0..100_000 {
-            OpenOptions::new().write(true).create_new(true).open(root.join(format!("{n}"))).unwrap();
-        }
-        start.elapsed()
-    });
-    let mut facts = 0;
-    while !burst.is_finished() {
-        facts += w.watcher.poll(Duration::from_millis(10)).unwrap().len();
-    }
-    let took = burst.join().unwrap();
-    facts += w.facts().len();
-    println!("100,000 creates in {took:?}, seen in {:?}: {facts} facts, {:?}", start.elapsed(), w.watcher.stats());
-
-    let mut w = Watched::new(|_| {});
-    let source = w.outside.path().join("t");
-    for n in 0..dirs {
-        fs::create_dir_all(source.join(format!("{}/{}", n / 100, n % 100))).unwrap();
-    }
-    fs::rename(source, w.at("t")).unwrap();
-    let start = Instant::now();
-    w.facts();
-    println!("{} directories moved in, seen in {:?}", w.watches() - 1, start.elapsed());
-    w.rename("t", "u");
-    let start = Instant::now();
-    w.facts();
-    println!("{} directories renamed, seen in {:?}", w.watches() - 1, start.elapsed());
-    w.rename("u", ".pleach/t");
-    let start = Instant::now();
-    w.facts();
-    println!("moved away, {} watches left after {:?}", w.watches(), start.elapsed());
 }
