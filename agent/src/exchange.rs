@@ -98,8 +98,8 @@ struct Stream<T> {
     state: StreamState,
     /// The peer's journal, and the start of its that tells us.
     life: Life,
-    /// Merged batches that are not durable yet: the peer's position.
-    merged: Option<u64>,
+    /// Merged batches that are not told yet: the peer's position, and the flushes before it was merged.
+    merged: Option<(u64, u64)>,
     /// Positions of the peer's journal, and our own seq whose application makes them applied.
     to_apply: VecDeque<(u64, u64)>,
     /// The peer's journal reaches at least so far.
@@ -129,6 +129,13 @@ struct Asked {
     peer: NodeId,
     /// Peers that do not have it.
     tried: Vec<NodeId>,
+}
+
+/// Whether an output can be carried out while the tree is scanned for the first time: what is told and asked needs
+/// only what is durable; what is merged, applied or waited for needs to know what is on the disk.
+#[must_use]
+pub const fn may_go_before_scan(output: &Output) -> bool {
+    !matches!(output, Output::Merge { .. } | Output::Received { .. } | Output::HeadAsked { .. })
 }
 
 /// All of a tree's peers. See the module.
@@ -253,12 +260,12 @@ impl<T: Tell> Exchange<T> {
         }
     }
 
-    /// Tells the sessions what became durable.
+    /// Tells the sessions what became durable, of what was merged or applied: not what still waits for a flush.
     pub fn tell<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>) {
         let (head, applied) = (tree.head(), tree.applied());
         let stuck = u32::try_from(tree.stuck()).unwrap_or(u32::MAX);
         for stream in self.peers.values_mut().filter(|s| s.state == StreamState::Open) {
-            if let Some(upto) = stream.merged.take() {
+            if let Some((upto, _)) = stream.merged.take_if(|(_, flushes)| *flushes < tree.index().flushes()) {
                 stream.say(|tree| Input::Merged { tree, upto });
             }
             stream.say(|tree| Input::Head { tree, seq: head });
@@ -459,7 +466,7 @@ impl<T: Tell> Exchange<T> {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 self.received += rows.len() as u64;
                 tree.merge((peer, stream.life), rows, names, upto)?;
-                stream.merged = Some(upto);
+                stream.merged = Some((upto, tree.index().flushes()));
                 stream.their_head = stream.their_head.max(upto);
                 stream.await_applied(upto, tree.index().meta().head);
             }

@@ -31,6 +31,16 @@ pub fn local(time: Time) -> chrono::NaiveDateTime {
     utc.with_timezone(&chrono::Local).naive_local()
 }
 
+/// Lets this process open as many files as its hard limit says: a batch of received files is held open until
+/// it is durable. Where it may not, trees take smaller batches.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
+}
+
 /// When the machine booted. Source: proc(5), `btime` in /proc/stat.
 #[must_use]
 pub fn booted() -> Time {

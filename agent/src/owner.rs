@@ -64,6 +64,8 @@ const MARK_EVERY: Duration = Duration::from_secs(10);
 const HOURLY: Duration = Duration::from_secs(3_600);
 /// Things taken from the channel before the tree's work goes on.
 const EVENTS_MAX: usize = 1_000;
+/// Rows of peers taken in before they are applied: their flush is that of the batch which names their files.
+const MERGED_ENOUGH: usize = 512;
 
 /// What an owner is made of.
 #[derive(Clone, Debug)]
@@ -258,6 +260,7 @@ impl Owner {
             inbox: inbox.clone(),
             events,
             status: Arc::clone(&status),
+            later: Vec::new(),
             exchange: Exchange::new(Box::new(random)),
             began: Instant::now(),
             waiters: Waiters::default(),
@@ -291,6 +294,8 @@ struct Keeper {
     inbox: Sender<Event>,
     events: Receiver<Event>,
     status: Arc<Mutex<TreeStatus>>,
+    /// What came in during the first scan and waits for its end: sessions' windows bound what they send.
+    later: Vec<Event>,
     exchange: Exchange<async_mpsc::UnboundedSender<ToSession>>,
     pushes: BTreeMap<String, PushProgress>,
     applied: watch::Sender<Option<Applied>>,
@@ -320,6 +325,12 @@ struct Running<'k> {
     marked: Instant,
     /// The head at the last hour.
     hour_ago: Option<u64>,
+    /// Rows of peers came by the hundred: more of them are probably there.
+    bulk: bool,
+    /// Flushes of the index when the last round ended.
+    flushes: u64,
+    /// What became of the last batch is not durable yet: the next one's flush serves both.
+    behind: bool,
     /// Tombstones are looked for behind the first position, up to the second.
     collecting: Option<(u64, u64)>,
 }
@@ -357,6 +368,9 @@ impl Keeper {
             hourly: now,
             marked: now,
             hour_ago: None,
+            bulk: false,
+            flushes: 0,
+            behind: false,
             collecting: None,
         };
         Ok(running.run()?)
@@ -379,6 +393,9 @@ impl Keeper {
 
     /// Answers what comes in while the tree is closed, until it is time to try again.
     fn rest(&mut self) {
+        for event in std::mem::take(&mut self.later) {
+            self.take_while_closed(event);
+        }
         let until = Instant::now() + REOPEN;
         while !self.stop && !self.approved {
             let left = until.saturating_duration_since(Instant::now());
@@ -462,16 +479,25 @@ impl Running<'_> {
         self.take_up_fallbacks()?;
         self.tree.take_in_displaced(true)?;
         self.first_scan()?;
+        if self.keeper.stop {
+            // As after a kill: the next start walks the tree anew.
+            return self.tree.commit_all();
+        }
         self.keeper.set_phase(Phase::Watching);
         lock(&self.keeper.status).error = None;
+        for event in std::mem::take(&mut self.keeper.later) {
+            self.take(event)?;
+        }
         self.tree.expire(self.keeper.setup.config.history)?;
         self.keeper.exchange.restart_expected();
         while !self.keeper.stop {
             self.look()?;
-            self.advance()?;
+            if self.keeper.paused || self.tree.has_news() {
+                self.advance()?;
+            }
             if !self.keeper.paused {
                 self.keeper.exchange.apply(&mut self.tree)?;
-                self.advance()?;
+                self.advance_unless_more()?;
                 let now = self.now();
                 self.keeper.exchange.serve_held(&mut self.tree, now)?;
                 self.decide_postponed()?;
@@ -490,7 +516,33 @@ impl Running<'_> {
     fn advance(&mut self) -> Result<(), TreeError> {
         self.tree.commit()?;
         self.keeper.exchange.tell(&self.tree);
+        self.behind = false;
         Ok(())
+    }
+
+    /// The same, but where rows come by the hundred this waits for the flush of the next batch. Two rounds
+    /// without any do not follow each other.
+    fn advance_unless_more(&mut self) -> Result<(), TreeError> {
+        let flushed = self.tree.index().flushes() != self.flushes;
+        self.behind = self.bulk && flushed;
+        if self.behind {
+            self.keeper.exchange.tell(&self.tree);
+        } else {
+            self.advance()?;
+        }
+        self.flushes = self.tree.index().flushes();
+        Ok(())
+    }
+
+    /// The next event that is there; before the owner rests, everything is durable.
+    fn next_event(&mut self, pause: Duration) -> Result<Result<Event, RecvTimeoutError>, TreeError> {
+        if self.behind {
+            if let Ok(event) = self.keeper.events.try_recv() {
+                return Ok(Ok(event));
+            }
+            self.advance()?;
+        }
+        Ok(self.keeper.events.recv_timeout(pause))
     }
 
     /// Waits for something to do, then takes what is there.
@@ -503,7 +555,7 @@ impl Running<'_> {
             (false, true) => BUSY,
             (false, false) => IDLE,
         };
-        let mut next = match self.keeper.events.recv_timeout(pause) {
+        let mut next = match self.next_event(pause)? {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => {
                 self.tree.commit_all()?;
@@ -515,14 +567,19 @@ impl Running<'_> {
             }
         };
         let began = Instant::now();
-        let mut taken = 0;
+        let (mut taken, mut merged) = (0, 0);
         while let Some(event) = next {
             // Whoever reads our journal asks for the next rows at once: a long one goes out in one go.
             let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
+            if let Event::Output { output: Output::Merge { rows, .. }, .. } = &event {
+                merged += rows.len();
+            }
             self.take(event)?;
             taken += 1;
-            next = take_next(&self.keeper.events, taken >= EVENTS_MAX, reads && began.elapsed() < READ_ON_MAX);
+            let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH;
+            next = take_next(&self.keeper.events, enough, reads && began.elapsed() < READ_ON_MAX);
         }
+        self.bulk = merged >= MERGED_ENOUGH;
         if self.root_checked.elapsed() >= ROOT_CHECK {
             self.root_checked = Instant::now();
             self.tree.check_root()?;

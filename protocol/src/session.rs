@@ -29,7 +29,7 @@ use index::Stream;
 use serving::Serving;
 
 /// Index batches of one tree under way to us that our index has not merged.
-pub const BATCHES_MAX: u16 = 32;
+pub const BATCHES_MAX: u16 = 128;
 /// Content bytes under way to us that our consumer has not taken.
 pub const CONTENT_WINDOW: u64 = 4 * 1024 * 1024;
 /// The most windows that are believed of a peer: what it grants bounds what we have under way.

@@ -4,6 +4,7 @@
 //! store as a unit and [`Index::flush`] makes it durable. Nothing above announces what is not flushed.
 
 use std::collections::BTreeMap;
+use std::{fmt, io};
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::{Actor, NodeId};
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::kv::{Batch, Kv, KvError};
 use crate::rows::{self, CursorRow, EntryRow, HistoryRow, HookOn, MetaRow, RowError, Space};
+use crate::vfs::Syncing;
 
 mod entries;
 mod events;
@@ -25,6 +27,8 @@ use entries::EntryRows;
 
 /// Rows of one batch; a larger one is handed over between two operations.
 const BATCH_ROWS_MAX: usize = 1_000;
+/// The same where the batch is on its way to a flush of its own anyway.
+const BATCH_ROWS_WITH_NEXT_MAX: usize = 3_000;
 /// Rows that one look into a range reads.
 const RANGE_ROWS: usize = 512;
 
@@ -38,6 +42,18 @@ pub enum IndexError {
     /// A row is damaged or of another version.
     #[error(transparent)]
     Row(#[from] RowError),
+    /// What rows say of the disk did not become durable there.
+    #[error("making names durable failed")]
+    Names(#[source] io::Error),
+}
+
+/// What the pending rows say of the disk, while it is made durable there: no row is handed over before.
+struct Names(Syncing);
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Names")
+    }
 }
 
 /// The index of one tree. One owner.
@@ -51,6 +67,10 @@ pub struct Index<K> {
     meta_changed: bool,
     durable_head: u64,
     flush_needed: bool,
+    /// Comes before the next batch.
+    names: Option<Names>,
+    /// Flushes so far.
+    flushes: u64,
     /// Something pending is not to be found again after a crash.
     urgent: bool,
     /// Directories that live or died with what is beneath; taken before the disk is worked on.
@@ -81,6 +101,8 @@ impl<K: Kv> Index<K> {
             meta_changed,
             durable_head,
             flush_needed: false,
+            names: None,
+            flushes: 0,
             urgent: false,
             turned: BTreeMap::new(),
             events: events::Events::default(),
@@ -103,6 +125,11 @@ impl<K: Kv> Index<K> {
     /// The highest seq that is durable: what peers may hear.
     pub const fn durable_head(&self) -> u64 {
         self.durable_head
+    }
+
+    /// How many flushes there were: what was pending at one number is durable at the next.
+    pub const fn flushes(&self) -> u64 {
+        self.flushes
     }
 
     /// A number that was never given before.
@@ -408,7 +435,39 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit_if_large(&mut self) -> Result<()> {
-        if self.pending.rows.len() + self.entries.len() >= BATCH_ROWS_MAX { self.flush() } else { Ok(()) }
+        self.commit_if_beyond(BATCH_ROWS_MAX)
+    }
+
+    /// The same for rows that are part of what the next flush makes durable, with more room for both.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn commit_if_very_large(&mut self) -> Result<()> {
+        self.commit_if_beyond(BATCH_ROWS_WITH_NEXT_MAX)
+    }
+
+    fn commit_if_beyond(&mut self, rows_max: usize) -> Result<()> {
+        if self.pending.rows.len() + self.entries.len() >= rows_max { self.flush() } else { Ok(()) }
+    }
+
+    /// What is put from now on holds once this sync is done: the next batch waits for it.
+    ///
+    /// # Errors
+    /// That of the sync before it.
+    pub fn put_behind(&mut self, names: Syncing) -> Result<()> {
+        self.await_names()?;
+        self.names = Some(Names(names));
+        Ok(())
+    }
+
+    fn await_names(&mut self) -> Result<()> {
+        let Some(Names(synced)) = self.names.take() else { return Ok(()) };
+        synced().map_err(|error| {
+            // Nothing of what is pending may ever be handed over.
+            let kind = error.kind();
+            self.names = Some(Names(Box::new(move || Err(kind.into()))));
+            IndexError::Names(error)
+        })
     }
 
     /// Hands the pending batch over as one unit.
@@ -416,6 +475,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit(&mut self) -> Result<()> {
+        self.await_names()?;
         self.encode_entries()?;
         if self.meta_changed {
             self.pending.put(vec![Space::Meta as u8], rows::seal(&self.meta));
@@ -458,6 +518,7 @@ impl<K: Kv> Index<K> {
             self.durable_head = self.meta.head;
             self.kv.reopen_if_grown(false)?;
         }
+        self.flushes += 1;
         Ok(())
     }
 }

@@ -54,7 +54,7 @@ pub use fallback::{LIST_SUFFIX, sent_record};
 pub use hooks::{HookId, HookPlace};
 pub use observe::Observed;
 pub use push::{PushGone, PushItem, PushPlan, PushResult};
-pub use scan::ScanStats;
+pub use scan::{Scan, ScanStats};
 
 /// Says why a tree cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +160,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     /// Mount points beneath the root, bounded by [`MOUNTS_MAX`].
     mounts: BTreeSet<TreePath>,
     minted_at: Option<Time>,
+    /// The head at the last mint.
+    minted_head: u64,
     rules_changed: bool,
     /// What pushes brought here while this agent was away; one that was under way when it came back may end behind its scan.
     brought: fallback::Sent,
@@ -235,7 +237,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let owners = vfs.may_chown();
         let actor = Actor { node: options.node, start: options.start };
         let name = options.name.clone();
-        let applied = index.meta().applied;
+        let (applied, staged_max) = (index.meta().applied, vfs.staged_max());
         let mut tree = Self {
             vfs,
             index,
@@ -248,7 +250,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             owners,
             scan_due: true,
             dirty: BTreeMap::new(),
-            apply: apply::Applier::new(applied),
+            apply: apply::Applier::new(applied, staged_max),
             late: displace::LateWriters::default(),
             fetches: BTreeMap::new(),
             motion: local::Motion::default(),
@@ -264,6 +266,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             unseen: BTreeMap::new(),
             mounts: BTreeSet::new(),
             minted_at: None,
+            minted_head: 0,
             rules_changed: false,
             brought: fallback::Sent::new(),
         };
@@ -323,6 +326,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn commit(&mut self) -> Result<(), TreeError> {
         self.index.set_applied(self.apply.applied());
         Ok(self.index.flush()?)
+    }
+
+    /// Whether users' changes wait to be made durable and told. What peers told can go with the flush of the
+    /// batch that applies it.
+    pub const fn has_news(&self) -> bool {
+        self.minted_head > self.index.durable_head()
     }
 
     /// Makes durable what [`Tree::commit`] left for later, for it would be found again.
@@ -461,6 +470,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.note_own(path, before_state, disk.map(|(state, _)| state))?;
         }
         self.minted_at.get_or_insert(now);
+        self.minted_head = self.index.meta().head;
         Ok((self.index.row(path)?, shown))
     }
 

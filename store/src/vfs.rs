@@ -112,6 +112,9 @@ pub struct Name {
     pub kind: Option<Kind>,
 }
 
+/// A sync that is under way. Whoever drops it unasked does not know what came of it.
+pub type Syncing = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// A file system below one root. Errors carry the kernel's number (`raw_os_error`).
 #[allow(clippy::missing_errors_doc, reason = "each method fails as its system call does; exceptions are said")]
 pub trait Vfs: Send + Sync + 'static {
@@ -201,6 +204,8 @@ pub trait Vfs: Send + Sync + 'static {
     fn sync_handle(&self, dir: &Self::Dir) -> io::Result<Self::SyncHandle>;
     /// syncfs: everything written to the file system since the handle was opened is durable, or an error.
     fn sync_all(&self, handle: &Self::SyncHandle) -> io::Result<()>;
+    /// Begins the same; what is returned waits until it is done, and then says what came of it.
+    fn sync_later(&self, handle: Self::SyncHandle) -> Syncing;
 
     /// Whether two changes within one clock tick can leave equal stamps here (LINUX.md §2b). Probed once, in `private`
     /// (the tree's `.pleach`), leaving nothing there.
@@ -210,5 +215,9 @@ pub trait Vfs: Send + Sync + 'static {
     /// How many threads gain from working here at once.
     fn threads(&self) -> usize {
         1
+    }
+    /// How many files may be held open for one batch of changes.
+    fn staged_max(&self) -> usize {
+        256
     }
 }

@@ -21,6 +21,7 @@ use crate::failure::Failure;
 /// Errors in the config, or why it cannot start.
 pub fn run(file: Option<&Path>) -> Result<(), Failure> {
     let config = cli::load(file)?;
+    crate::machine::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -6,18 +6,22 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Output;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::root::RootError;
 use pleach_store::tree::TreeError;
 
 use super::facts::{look_at_dir, take_facts};
-use super::{Running, WatchNews};
+use super::{EVENTS_MAX, Event, READ_ON_MAX, Running, WatchNews, take_next};
 use crate::config::{OpenFiles, TreeConfig};
+use crate::exchange::may_go_before_scan;
 use crate::machine::lock;
 use crate::watch::Fact;
 
 /// A file that only grows is taken this often. Source: CONTRACT.md, `open_files`.
 const OPEN_FILES_MAX: Duration = Duration::from_secs(60);
+/// Entries that the first scan looks at before peers are answered.
+const ENTRIES_AT_ONCE: u64 = 400;
 /// How often directories without watches are read.
 const POLLED_EVERY: Duration = Duration::from_secs(5);
 
@@ -95,10 +99,34 @@ impl Looks {
 }
 
 impl Running<'_> {
+    /// Walks the whole tree. Peers hear what is found meanwhile; all else that comes in waits.
     pub(super) fn first_scan(&mut self) -> Result<(), TreeError> {
-        self.tree.scan()?;
+        let mut scan = self.tree.begin_scan();
+        while !self.tree.scan_on(&mut scan, ENTRIES_AT_ONCE)? {
+            self.keeper.exchange.tell(&self.tree);
+            self.answer_while_scanning()?;
+            if self.keeper.stop {
+                return Ok(());
+            }
+        }
         self.take_rules();
         self.advance()
+    }
+
+    fn answer_while_scanning(&mut self) -> Result<(), TreeError> {
+        let (began, mut taken, mut reads) = (Instant::now(), 0, false);
+        while let Some(event) =
+            take_next(&self.keeper.events, taken >= EVENTS_MAX, reads && began.elapsed() < READ_ON_MAX)
+        {
+            reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
+            taken += 1;
+            match event {
+                Event::Output { ref output, .. } if !may_go_before_scan(output) => self.keeper.later.push(event),
+                Event::Stop | Event::Offer { .. } | Event::Output { .. } | Event::Detach { .. } => self.take(event)?,
+                _ => self.keeper.later.push(event),
+            }
+        }
+        Ok(())
     }
 
     fn take_rules(&mut self) -> bool {

@@ -17,6 +17,9 @@ use super::{Batch, Kv, KvError, Row};
 /// Part of the stored format: changing it needs a new store version.
 const LEAF_FANOUT: usize = 64;
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// A file of the store that is emptier is made compact, a little with each flush: what is written anew for
+/// that is synced, too.
+const FILL_RATIO: f32 = 0.5;
 /// Bytes written since opening at which the store is re-opened when nobody waits, and in any case.
 const GROWN_BYTES_IDLE: u64 = 48 * 1024 * 1024;
 const GROWN_BYTES_MAX: u64 = 96 * 1024 * 1024;
@@ -167,8 +170,9 @@ fn put_log_behind_snapshot(metadata: &Path) -> io::Result<()> {
 
 fn open_db(dir: &Path) -> Result<Db, KvError> {
     let broken = |reason: String| KvError::Broken { path: dir.display().to_string(), reason };
-    let config =
+    let mut config =
         sled::Config::new().path(dir).cache_capacity_bytes(CACHE_BYTES).flush_every_ms(None).zstd_compression_level(1);
+    config.target_heap_file_fill_ratio = FILL_RATIO;
     // An alpha may panic over a damaged file; that is a broken store, not a broken agent.
     match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_FANOUT>())) {
         Ok(Ok(db)) => Ok(db),

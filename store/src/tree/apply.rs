@@ -21,8 +21,6 @@ use crate::root::Place;
 use crate::rows::{EntryRow, Pairing, ShownRow};
 use crate::vfs::{Kind, Vfs};
 
-/// Paths under work at once; each may hold one open file.
-const WINDOW_PATHS: usize = 256;
 /// Paths whose removal waits until the journal is read on: their content may be wanted under another name.
 const DEFERRED_MAX: usize = 16_384;
 /// So few of them do not wait for what peers have still to tell.
@@ -32,7 +30,7 @@ const STILL_NANOS: i64 = 50_000_000;
 const STILL_CALLS: u32 = 16;
 /// Staged contents wait for others on their way, so that one sync serves many, until so many are
 /// there or so long has passed.
-const STAGED_ENOUGH: usize = WINDOW_PATHS / 2;
+const STAGED_ENOUGH: usize = 128;
 const STAGED_WAIT_NANOS: i64 = 30_000_000;
 /// Inline contents kept for paths that the window has not reached, in bytes.
 const OFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -103,6 +101,8 @@ pub(super) struct Applier<V: Vfs> {
     /// Where the journal had been read to at the end of the last call.
     position_before: u64,
     pub(super) window: BTreeMap<TreePath, Work<V>>,
+    /// Paths under work at once; each may hold one open file.
+    window_paths: usize,
     stuck: BTreeMap<TreePath, Stuck>,
     offered: BTreeMap<TreePath, Vec<u8>>,
     offered_bytes: usize,
@@ -124,11 +124,12 @@ pub(super) struct Applier<V: Vfs> {
 }
 
 impl<V: Vfs> Applier<V> {
-    pub(super) const fn new(position: u64) -> Self {
+    pub(super) const fn new(position: u64, window_paths: usize) -> Self {
         Self {
             position,
             position_before: position,
             window: BTreeMap::new(),
+            window_paths,
             stuck: BTreeMap::new(),
             offered: BTreeMap::new(),
             offered_bytes: 0,
@@ -146,7 +147,7 @@ impl<V: Vfs> Applier<V> {
 
     /// Begins anew at the journal's start.
     pub(super) fn restart(&mut self) {
-        *self = Self { next_want: self.next_want, ..Self::new(0) };
+        *self = Self { next_want: self.next_want, ..Self::new(0, self.window_paths) };
     }
 
     /// Whether a path's newest row was planned, and nothing is left to be done about it.
@@ -233,7 +234,8 @@ impl<V: Vfs> Applier<V> {
 
     /// Ends the wait of removals, a window of them; says whether any waited.
     fn release(&mut self) -> bool {
-        let mut due = self.window.values_mut().filter(|work| work.removal == Removal::Deferred).take(WINDOW_PATHS);
+        let window_paths = self.window_paths;
+        let mut due = self.window.values_mut().filter(|work| work.removal == Removal::Deferred).take(window_paths);
         let mut any = false;
         for work in &mut due {
             (work.removal, any) = (Removal::Due, true);
@@ -337,7 +339,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return false;
         }
         let any = self.apply.release();
-        if deferred <= WINDOW_PATHS {
+        if deferred <= self.apply.window_paths {
             self.motion.nothing_leaves();
         }
         any
@@ -348,8 +350,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if deferred >= DEFERRED_MAX {
             return Ok(());
         }
-        while self.apply.window.len() < WINDOW_PATHS + deferred {
-            let rows = self.index.journal(self.apply.position, WINDOW_PATHS)?;
+        // A look that finds nothing costs a flush of the store, too (ARCHITECTURE.md, sled).
+        while self.apply.window.len() < self.apply.window_paths + deferred
+            && self.apply.position < self.index.meta().head
+        {
+            let rows = self.index.journal(self.apply.position, self.apply.window_paths)?;
             let Some((last, _)) = rows.last() else {
                 self.apply.position = self.index.meta().head;
                 return Ok(());

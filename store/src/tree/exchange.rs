@@ -171,7 +171,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if merged != row.entry {
                 let taught_by = (merged == entry).then_some((peer, life.incarnation));
                 self.index.announce(&path, rows::EntryRow { entry: merged, ..row }, taught_by)?;
-                self.index.commit_if_large()?;
+                self.index.commit_if_very_large()?;
             }
             if let Some(content) = content {
                 self.apply.offer(&path, content);

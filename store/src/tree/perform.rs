@@ -135,7 +135,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if done > 0 && ops.len() <= SYNC_ONE_BY_ONE_MAX {
             self.sync_dirs(place, &parents).map_err(failed_sync)?;
         } else if done > 0 {
-            self.vfs.sync_all(&handle).map_err(failed_sync)?;
+            // The next batch is staged meanwhile.
+            self.index.put_behind(self.vfs.sync_later(handle))?;
         }
         self.apply.sync = None;
         for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {

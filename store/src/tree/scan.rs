@@ -12,7 +12,7 @@ use crate::kv::Kv;
 use crate::look::{self, Look};
 use crate::root::{PRIVATE, Place};
 use crate::rows::{EntryRow, Pairing};
-use crate::vfs::{Kind, Vfs};
+use crate::vfs::{Kind, RootIdentity, Vfs};
 
 /// Names of a directory that are looked at before any of them is judged.
 const LOOKS_AT_ONCE: usize = 256;
@@ -32,6 +32,16 @@ pub struct ScanStats {
 /// the number of directories side by side along one path.
 type Stack = Vec<TreePath>;
 
+/// A walk of the tree that is under way.
+#[derive(Debug)]
+pub struct Scan {
+    stack: Stack,
+    in_doubt: BTreeSet<TreePath>,
+    stats: ScanStats,
+    /// The root as it was when the walk began.
+    root: Option<RootIdentity>,
+}
+
 /// What a directory lists, with kinds where the file system tells them.
 type Names = BTreeMap<Vec<u8>, Option<Kind>>;
 
@@ -41,13 +51,42 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`]; a path that cannot be read is a problem, not an error.
     pub fn scan(&mut self) -> Result<ScanStats, TreeError> {
-        let stats = self.scan_below(&TreePath::ROOT)?;
-        self.scan_due = false;
+        let mut scan = self.begin_scan();
+        while !self.scan_on(&mut scan, u64::MAX)? {}
+        Ok(scan.stats)
+    }
+
+    /// Begins to walk the whole tree.
+    pub fn begin_scan(&self) -> Scan {
+        self.begin_scan_below(&TreePath::ROOT)
+    }
+
+    fn begin_scan_below(&self, top: &TreePath) -> Scan {
+        Scan {
+            stack: vec![top.clone()],
+            in_doubt: self.directories_in_doubt(),
+            stats: ScanStats::default(),
+            root: None,
+        }
+    }
+
+    /// Goes on with a walk of the whole tree, by about so many entries; says whether it is over. Until then nothing
+    /// may be merged or applied, but what is minted may be told.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn scan_on(&mut self, scan: &mut Scan, entries: u64) -> Result<bool, TreeError> {
+        self.walk_on(scan, entries)?;
+        if !scan.stack.is_empty() {
+            return Ok(false);
+        }
+        // What was mounted anew meanwhile was walked in part.
+        self.scan_due = scan.root.as_ref() != Some(&self.identity);
         self.links_due = None;
         if !self.index.meta().paired {
             self.index.meta_mut().paired = true;
         }
-        Ok(stats)
+        Ok(true)
     }
 
     /// Walks a directory and everything beneath it.
@@ -55,16 +94,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn scan_below(&mut self, top: &TreePath) -> Result<ScanStats, TreeError> {
+        let mut scan = self.begin_scan_below(top);
+        self.walk_on(&mut scan, u64::MAX)?;
+        Ok(scan.stats)
+    }
+
+    fn walk_on(&mut self, scan: &mut Scan, entries: u64) -> Result<(), TreeError> {
         let place = self.enter()?;
-        let mut stats = ScanStats::default();
-        let mut stack: Stack = vec![top.clone()];
-        let in_doubt = self.directories_in_doubt();
-        while let Some(dir) = stack.pop() {
-            let below = self.scan_dir(&place, &dir, in_doubt.contains(&dir), &mut stats)?;
-            stack.extend(below.into_iter().rev());
+        scan.root.get_or_insert_with(|| self.identity.clone());
+        let enough = scan.stats.entries.saturating_add(entries);
+        while scan.stats.entries < enough
+            && let Some(dir) = scan.stack.pop()
+        {
+            let below = self.scan_dir(&place, &dir, scan.in_doubt.contains(&dir), &mut scan.stats)?;
+            scan.stack.extend(below.into_iter().rev());
             self.index.commit_if_large()?;
         }
-        Ok(stats)
+        Ok(())
     }
 
     /// Looks at the direct children of one directory; returns those that are directories.

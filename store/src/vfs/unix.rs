@@ -10,7 +10,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use pleach_protocol::path::{PRIVATE_NAME, PathError, TreePath, check_name};
 use pleach_protocol::time::Time;
@@ -21,7 +23,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use self::attributes::CheckedAttributes;
-use super::{Kind, Meta, Name, RenameMode, RootIdentity, SetAttributes, Vfs, Writers, sys};
+use super::{Kind, Meta, Name, RenameMode, RootIdentity, SetAttributes, Syncing, Vfs, Writers, sys};
 
 mod attributes;
 
@@ -50,6 +52,9 @@ const LIST_BYTES: usize = 32 * 1024;
 const MARKER_BYTES_MAX: usize = 4096;
 /// Creating files gains from so many threads. Source: LINUX.md §12; more were not measured.
 const THREADS_MAX: usize = 4;
+/// Files held open for one batch, and the share of those that this process may open.
+const STAGED_MAX: u64 = 512;
+const STAGED_SHARE: u64 = 8;
 /// How often the stamp probe writes.
 const STAMP_PROBES: usize = 100;
 
@@ -490,6 +495,17 @@ impl Vfs for UnixVfs {
         Ok(rustix::fs::syncfs(&handle.0)?)
     }
 
+    fn sync_later(&self, handle: UnixSyncHandle) -> Syncing {
+        let handle = Arc::new(handle);
+        let there = Arc::clone(&handle);
+        let started = std::thread::Builder::new().name("sync".into()).spawn(move || rustix::fs::syncfs(&there.0));
+        Box::new(move || match started.map(JoinHandle::join) {
+            Ok(Ok(synced)) => Ok(synced?),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => Ok(rustix::fs::syncfs(&handle.0)?),
+        })
+    }
+
     fn coarse_stamps(&self, private: &UnixDir) -> io::Result<bool> {
         let file = self.create_temp(private)?;
         let mut last = self.stat_file(&file)?.ctime;
@@ -506,6 +522,11 @@ impl Vfs for UnixVfs {
 
     fn threads(&self) -> usize {
         std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX))
+    }
+
+    fn staged_max(&self) -> usize {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from((limit / STAGED_SHARE).clamp(16, STAGED_MAX)).unwrap_or(16)
     }
 
     fn may_chown(&self) -> bool {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession};
+use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession, may_go_before_scan};
 use pleach_protocol::entry::{Entry, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, SessionError, TreeOffer};
@@ -12,7 +12,7 @@ use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::root::RootError;
-use pleach_store::tree::TreeError;
+use pleach_store::tree::{Scan, TreeError};
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::CrashKind;
 
@@ -25,6 +25,8 @@ type Mail = Arc<Mutex<VecDeque<(u64, ToSession)>>>;
 
 /// How long an owner may take to say what it offers. Source: agent/src/peer/conversation.rs.
 const OFFER_MAX: u64 = 3_000_000_000;
+/// Entries that the first scan looks at in one round.
+const ENTRIES_AT_ONCE: u64 = 2;
 /// The one tree.
 const TREE: &str = "t";
 
@@ -70,6 +72,9 @@ pub(super) struct SimNode {
     starts: u64,
     /// Nothing is exchanged until somebody resumes it.
     pub(super) paused: bool,
+    /// The first scan, and what came in during it and waits for its end.
+    scanning: Option<Scan>,
+    later: VecDeque<Event>,
     waits: BTreeMap<u64, Barrier>,
     next_wait: u64,
     /// The head at the last hour.
@@ -111,6 +116,8 @@ impl SimNode {
             awaited: BTreeMap::new(),
             starts: 0,
             paused: false,
+            scanning: None,
+            later: VecDeque::new(),
             waits: BTreeMap::new(),
             next_wait: 0,
             hour_ago: None,
@@ -135,6 +142,7 @@ impl SimNode {
         self.watching = Watching::start(&self.model.disk, self.how).map_err(|error| chain(&error))?;
         let tree = self.model.tree.as_ref().ok_or("it did not start")?;
         self.model.root_id = Some(tree.root_id().to_vec());
+        self.scanning = Some(tree.begin_scan());
         self.exchange.load(tree, &self.peers).map_err(|error| chain(&error))
     }
 
@@ -173,6 +181,17 @@ impl SimNode {
     pub(super) fn round(&mut self, now: u64, look: Look) -> Result<(), String> {
         let Some(tree) = &mut self.model.tree else { return Ok(()) };
         let now = Moment(now);
+        if let Some(scan) = &mut self.scanning {
+            let over = tree.scan_on(scan, ENTRIES_AT_ONCE).map_err(|error| chain(&error))?;
+            tree.commit().map_err(|error| chain(&error))?;
+            self.exchange.tell(tree);
+            if over {
+                self.scanning = None;
+                self.later.append(&mut self.events);
+                std::mem::swap(&mut self.later, &mut self.events);
+            }
+            return Ok(());
+        }
         let mut work = || {
             if let Some(watching) = &mut self.watching {
                 watching.follow(tree, look.events)?;
@@ -185,8 +204,10 @@ impl SimNode {
             }
             tree.check_late_writers()?;
             tree.sync_minted(false)?;
-            tree.commit()?;
-            self.exchange.tell(tree);
+            if tree.has_news() || self.paused {
+                tree.commit()?;
+                self.exchange.tell(tree);
+            }
             if self.paused {
                 return Ok(());
             }
@@ -231,6 +252,11 @@ impl SimNode {
     pub(super) fn begin_wait(&mut self) -> Result<u64, String> {
         let Some(tree) = &mut self.model.tree else { return Err("it is down".to_owned()) };
         let mut take_all = || {
+            if let Some(mut scan) = self.scanning.take() {
+                while !tree.scan_on(&mut scan, ENTRIES_AT_ONCE)? {}
+                self.later.append(&mut self.events);
+                std::mem::swap(&mut self.later, &mut self.events);
+            }
             tree.scan_later();
             for path in tree.catch_up()? {
                 tree.look_again(&path, true, true);
@@ -315,6 +341,9 @@ impl SimNode {
     pub(super) fn carry_out(&mut self, now: u64, event: Event) -> Result<(), String> {
         let Some(tree) = &mut self.model.tree else { return Ok(()) };
         match event {
+            Event::Output(_, _, ref output) if self.scanning.is_some() && !may_go_before_scan(output) => {
+                self.later.push_back(event);
+            }
             Event::Output(peer, session, output) => {
                 let of = (peer, session);
                 self.exchange.carry_out(tree, Moment(now), of, output).map_err(|error| chain(&error))?;
@@ -484,8 +513,9 @@ impl SimNode {
     /// The tree is closed: its process lives on, or ends.
     pub(super) fn close(&mut self) {
         self.model.tree = None;
-        self.watching = None;
+        (self.watching, self.scanning) = (None, None);
         self.events.clear();
+        self.later.clear();
         (self.sessions, self.awaited, self.waits) = Default::default();
         self.hour_ago = None;
         self.exchange.close();

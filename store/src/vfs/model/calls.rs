@@ -13,7 +13,7 @@ use super::handle::{ModelDir, ModelFile, ModelSyncHandle};
 use super::image::{Body, Id};
 use super::script::OpKind;
 use super::state::{Edit, State, Target, checked, errno};
-use crate::vfs::{Kind, Meta, Name, RenameMode, RootIdentity, SetAttributes, Vfs, Writers};
+use crate::vfs::{Kind, Meta, Name, RenameMode, RootIdentity, SetAttributes, Syncing, Vfs, Writers};
 
 /// The owner of what the agent makes.
 const AGENT: (u32, u32) = (0, 0);
@@ -444,6 +444,12 @@ impl Vfs for ModelVfs {
                 State::report_failure(&handle.failures_seen, state.failures)
             },
         )
+    }
+
+    /// All of it is done by whoever waits for it: a crash before that finds nothing synced.
+    fn sync_later(&self, handle: ModelSyncHandle) -> Syncing {
+        let vfs = Self::new(&self.disk);
+        Box::new(move || vfs.sync_all(&handle))
     }
 
     fn coarse_stamps(&self, private: &ModelDir) -> io::Result<bool> {
