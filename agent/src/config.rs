@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use pleach_store::rows::Direction;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -40,7 +41,7 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("node", "log", Built::Yes),
     ("tree", "name", Built::Yes),
     ("tree", "path", Built::Yes),
-    ("tree", "direction", Built::Only("both")),
+    ("tree", "direction", Built::Yes),
     ("tree", "first", Built::Only("merge")),
     ("tree", "ignore", Built::Yes),
     ("tree", "settle", Built::Yes),
@@ -141,6 +142,7 @@ impl TreeConfig {
             history: Duration::from_secs(7 * 86_400),
             settle: Duration::ZERO,
             open_files: OpenFiles::After(Duration::from_secs(10)),
+            direction: Direction::Both,
             conflict_copies: false,
         }
     }
@@ -163,6 +165,8 @@ pub struct TreeConfig {
     pub settle: Duration,
     /// When a file that stays open for writing is taken.
     pub open_files: OpenFiles,
+    /// Which way changes go.
+    pub direction: Direction,
     /// Whether a conflict's loser also gets a visible copy.
     pub conflict_copies: bool,
 }
@@ -458,6 +462,15 @@ impl Reader<'_> {
                 "open_files" => {
                     let default = tree.open_files;
                     tree.open_files = self.checked("open_files", value, open_files).unwrap_or(default);
+                }
+                "direction" => {
+                    let direction = |text: &str| match text {
+                        "both" => Ok(Direction::Both),
+                        "send" => Ok(Direction::Send),
+                        "receive" => Ok(Direction::Receive),
+                        _ => Err(format!("'{text}' is none of both, send, receive")),
+                    };
+                    tree.direction = self.checked("direction", value, direction).unwrap_or_default();
                 }
                 "conflict" => {
                     let copies = |text: &str| match text {
@@ -765,8 +778,8 @@ mod tests {
                 "p.toml, line 4: conflict: 'copies' is none of vault, copy",
             ),
             (
-                "[[tree]]\nname = \"t\"\npath = \"/t\"\ndirection = \"send\"\n",
-                "p.toml, line 4: direction in [[tree]]: only \"both\" is in this version of pleach",
+                "[[tree]]\nname = \"t\"\npath = \"/t\"\ndirection = \"sent\"\n",
+                "p.toml, line 4: direction: 'sent' is none of both, send, receive",
             ),
             ("[[tree]]\nname = \"t\"\n", "p.toml, line 1: path is missing in [[tree]]"),
             ("[[tree]]\nname = \"t\"\npath = \"t\"\n", "p.toml, line 3: path: 't' is not an absolute path"),
@@ -791,12 +804,13 @@ mod tests {
         let key = keys::HostKey::load_or_create(dir.path(), "x").unwrap().public_line("x");
         let text = format!(
             "[node]\nname=\"web1\"\nlisten=\"[::]:8730\"\nstate=\"/var/lib/pleach\"\nlog=\"debug\"\n\
-             [[tree]]\nname=\"www\"\npath=\"/srv/www/\"\nignore=[\"*.swp\"]\nhistory=\"3d\"\ndirection=\"both\"\n\
+             [[tree]]\nname=\"www\"\npath=\"/srv/www/\"\nignore=[\"*.swp\"]\nhistory=\"3d\"\ndirection=\"receive\"\n\
              [[peer]]\nname=\"web2\"\naddress=[\"pleach://h\",\"pleach://[2001:db8::7]:8730\"]\nkey=\"{key}\"\ntrees=[\"www\"]\n"
         );
         let config = parse(Path::new("p.toml"), &text).unwrap();
         assert_eq!(config.trees[0].path, Path::new("/srv/www"));
         assert_eq!(config.trees[0].history, Duration::from_secs(3 * 86_400));
+        assert_eq!(config.trees[0].direction, Direction::Receive);
         assert_eq!(config.peers[0].addresses.len(), 2);
         assert_eq!(config.peers[0].trees.as_deref(), Some(&["www".to_owned()][..]));
     }

@@ -203,6 +203,8 @@ pub struct TreeStatus {
     pub conflicts: u64,
     /// Paths that cannot be synced.
     pub problems: u64,
+    /// Paths that were changed here and are told to nobody, for the tree only receives.
+    pub local_changes: u64,
     /// The watcher.
     pub watch: WatchNews,
     /// Mount points beneath the root.
@@ -681,6 +683,7 @@ impl Running<'_> {
         status.bytes = meta.bytes;
         status.conflicts = meta.conflicts;
         status.seq = self.tree.head();
+        status.local_changes = self.tree.local_changes();
         status.problems = self.tree.problems().len() as u64;
         status.mounts = self.tree.mounts().iter().map(ToString::to_string).collect();
         status.quiet = quiet;

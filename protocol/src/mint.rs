@@ -28,6 +28,8 @@ pub struct Circumstances {
     pub pairing: bool,
     /// The state was found in what an exchange brought out: it is judged against Shown alone.
     pub late: bool,
+    /// This node only receives: what users change here is told to nobody.
+    pub receives: bool,
 }
 
 /// What an observation means.
@@ -39,6 +41,8 @@ pub enum Observation {
     Shows(Shown),
     /// A local change: it must be minted.
     Changed,
+    /// A local change on a node that only receives: it stays on the disk, beside what is shown, and is told to nobody.
+    Local,
 }
 
 impl State {
@@ -102,11 +106,36 @@ pub fn observe(
             _ => {}
         }
     }
+    if how.receives {
+        return observe_local((entry, seen.as_ref()), shown, disk);
+    }
     if disk.is_none() && entry.and_then(view::own).is_none() {
         // A derived directory was removed: what lies beneath says so itself.
         return Observation::Shows(Shown { context: shown.context.clone(), state: None });
     }
     Observation::Changed
+}
+
+/// What a difference means on a node that only receives: nothing is minted, and what is due anyway is taken as it is.
+fn observe_local((entry, seen): (Option<&Entry>, Option<&State>), shown: &Shown, disk: Option<&State>) -> Observation {
+    let context = || entry.map_or_else(|| shown.context.clone(), |entry| entry.context.clone());
+    match (disk, seen) {
+        (Some(disk), Some(seen)) if disk.value == seen.value && !agrees(shown.state.as_ref(), Some(seen)) => {
+            Observation::Shows(Shown { context: context(), state: Some(disk.clone()) })
+        }
+        (None, None) => Observation::Shows(Shown { context: context(), state: None }),
+        // A directory's time moves with what is in it.
+        (Some(disk), _)
+            if disk.value == Value::Dir && shown.state.as_ref().is_some_and(|s| only_time_differs(disk, s)) =>
+        {
+            Observation::Unchanged
+        }
+        _ => Observation::Local,
+    }
+}
+
+fn only_time_differs(disk: &State, shown: &State) -> bool {
+    disk.same_as_shown(&State { mtime: disk.mtime, ..shown.clone() })
 }
 
 /// Writes the change from `shown` to `disk` into the entry under `dot`, and returns the entry and

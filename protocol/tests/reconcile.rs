@@ -53,11 +53,11 @@ fn decide(rule: &Rule) -> (Means, Version, Version, Does) {
     let (base_shown, entry) = known(rule.known);
     let shown = if rule.before == Before::Base { base_shown } else { Shown::default() };
     let disk = state(rule.disk);
-    let how = Circumstances { pairing: rule.before == Before::Unknown, late: false };
+    let how = Circumstances { pairing: rule.before == Before::Unknown, late: false, receives: false };
     let (means, entry, shown) = match mint::observe(entry.as_ref(), &around, &shown, disk.as_ref(), how) {
         Observation::Unchanged => (Means::Nothing, entry, shown),
         Observation::Shows(shown) => (Means::Takes, entry, shown),
-        Observation::Changed => {
+        Observation::Changed | Observation::Local => {
             let (entry, shown) = mint::mint(entry.as_ref(), &shown, disk.as_ref(), dot(1, 1), OURS, how.pairing);
             (Means::Mints, Some(entry), shown)
         }

@@ -33,6 +33,8 @@ pub enum Space {
     Content = b'B',
     /// Peer → [`CursorRow`].
     Cursor = b'C',
+    /// The one [`DirectionRow`].
+    Direction = b'D',
     /// Path → [`EntryRow`].
     Entry = b'E',
     /// Content → [`ManifestRow`], content and number → a part of its manifest.
@@ -67,6 +69,8 @@ pub enum Space {
     Vault = b'V',
     /// Path → how many conflicts it lists, where it lists any.
     Conflict = b'X',
+    /// Path → [`ShownRow`]: what users made of it where the tree only receives.
+    Local = b'Y',
 }
 
 /// Says why a stored value cannot be read.
@@ -146,6 +150,27 @@ pub enum Pairing {
     ByTime,
     /// With rank 0: left by a crash of the machine.
     Lowest,
+}
+
+/// Which way a tree's changes go.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub enum Direction {
+    /// Changes made here are announced, those of peers are applied.
+    #[default]
+    Both,
+    /// Changes made here are announced, none is applied.
+    Send,
+    /// Those of peers are applied, none that is made here is announced.
+    Receive,
+}
+
+/// The direction of the last start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct DirectionRow {
+    /// It.
+    pub direction: Direction,
+    /// The tree received only until then, and not all of what was changed meanwhile is paired.
+    pub pairs_locals: bool,
 }
 
 /// All that is known of one path here.

@@ -18,7 +18,7 @@ use crate::ignore::IgnoreRules;
 use crate::index::{Index, IndexError};
 use crate::kv::Kv;
 use crate::root::{self, Place, RootError};
-use crate::rows::{self, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
+use crate::rows::{self, Direction, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
 use crate::vfs::{RootIdentity, Vfs};
 
 mod apply;
@@ -27,6 +27,7 @@ mod content;
 mod copies;
 mod decide;
 mod delta;
+mod direction;
 mod displace;
 mod exchange;
 mod expire;
@@ -94,6 +95,8 @@ pub struct TreeOptions {
     pub approved: bool,
     /// Extra quiet time before a changed file is taken.
     pub settle: Duration,
+    /// Which way changes go.
+    pub direction: Direction,
     /// Whether a conflict's loser also gets a visible copy, made where it was written.
     pub copies: bool,
     /// This machine's boot id.
@@ -165,6 +168,10 @@ pub struct Tree<V: Vfs, K: Kv> {
     rules_changed: bool,
     /// What pushes brought here while this agent was away; one that was under way when it came back may end behind its scan.
     brought: fallback::Sent,
+    /// Paths that users changed here while the tree only receives.
+    locals: u64,
+    /// The tree received only, and what was changed meanwhile is to pair.
+    pairs_locals: bool,
 }
 
 /// What [`TreeOptions::resumable_bytes_min`] is on a real node: less is sent again in a moment.
@@ -269,10 +276,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             minted_head: 0,
             rules_changed: false,
             brought: fallback::Sent::new(),
+            locals: 0,
+            pairs_locals: false,
         };
         tree.index.put_name(actor, &name);
         tree.agree_with_root(replaced)?;
         tree.recover(crashed)?;
+        tree.settle_direction()?;
         tree.find_manifests()?;
         let boot = tree.options.boot.clone();
         tree.index.meta_mut().boot = boot;

@@ -4,6 +4,7 @@
 
 mod crash;
 mod delta;
+mod direction;
 mod fuzz;
 mod histories;
 mod hooks;

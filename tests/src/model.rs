@@ -7,6 +7,7 @@ use pleach_protocol::version::NodeId;
 use pleach_store::chunks::ChunkSizes;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
+use pleach_store::rows::Direction;
 use pleach_store::tree::{Cuts, Tree, TreeError, TreeOptions, Want};
 use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
 
@@ -35,6 +36,8 @@ pub struct ModelNode {
     pub approved: bool,
     /// The id of its root, where its state directory keeps it outside the store.
     pub root_id: Option<Vec<u8>>,
+    /// Which way its changes go, from its next start on.
+    pub direction: Direction,
     ignore: Vec<String>,
     starts: u64,
 }
@@ -53,6 +56,7 @@ impl ModelNode {
             tree: None,
             approved: false,
             root_id: None,
+            direction: Direction::Both,
             ignore: Vec::new(),
             starts: 0,
         }
@@ -99,6 +103,7 @@ impl ModelNode {
             approved: self.approved,
             settle: std::time::Duration::ZERO,
             copies: false,
+            direction: self.direction,
             expected_root: self.root_id.clone(),
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),

@@ -94,7 +94,7 @@ impl Agent {
                     "name": owner.name, "path": shown(&owner.path), "state": phase_word(tree.phase), "in_sync": in_sync,
                     "entries": tree.entries, "bytes": tree.bytes, "seq": tree.seq, "conflicts": tree.conflicts,
                     "problems": tree.problems, "watches": tree.watch.watches, "watch_limit": watch_limit,
-                    "polled_dirs": tree.watch.polled.len(), "overflows": tree.watch.overflows, "local_changes": 0,
+                    "polled_dirs": tree.watch.polled.len(), "overflows": tree.watch.overflows, "local_changes": tree.local_changes,
                     "mounts": tree.mounts, "error": tree.error,
                 })
             })

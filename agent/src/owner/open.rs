@@ -84,6 +84,7 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
         settle: setup.config.settle,
         resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
         cuts: pleach_store::tree::Cuts::default(),
+        direction: setup.config.direction,
         copies: setup.config.conflict_copies,
     };
     let mut tree = Tree::open(UnixVfs::new(root.clone()), kv, Box::new(now), options)?;

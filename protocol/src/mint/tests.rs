@@ -97,7 +97,7 @@ fn a_touch_revives_nothing_and_a_chmod_keeps_the_content() {
 fn pairing_adopts_what_is_equal() {
     let (theirs, _) = mint(None, &Shown::default(), Some(&file(1)), dot(1, 1), Rank(10), true);
     let ours = State { mtime: Some(Time::new(7, 7)), ..file(1) };
-    let how = Circumstances { pairing: true, late: false };
+    let how = Circumstances { pairing: true, late: false, receives: false };
     let around = Surroundings::default();
     let got = observe(Some(&theirs), &around, &Shown::default(), Some(&ours), how);
     assert_eq!(got, Observation::Shows(Shown { context: theirs.context.clone(), state: Some(ours) }));

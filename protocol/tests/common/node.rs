@@ -193,7 +193,7 @@ impl Node {
         let shown = self.shown(path);
         let first = self.rows.get(path).is_none_or(|row| row.shown.is_none());
         let thing = self.disk.0.get(path).cloned();
-        let how = Circumstances { pairing: !self.paired && first, late: false };
+        let how = Circumstances { pairing: !self.paired && first, late: false, receives: false };
         let disk = thing.as_ref().map(|t| &t.state);
         match mint::observe(self.entry(path), &self.around(path), &shown, disk, how) {
             Observation::Unchanged => false,
@@ -201,7 +201,7 @@ impl Node {
                 self.change(path).shown = Some(shown);
                 true
             }
-            Observation::Changed => {
+            Observation::Changed | Observation::Local => {
                 let after = self.mint(path, &shown, thing.as_ref(), how.pairing, now);
                 self.change(path).shown = Some(after);
                 true
@@ -283,7 +283,7 @@ impl Node {
         let Some(displaced) = self.carried.remove(path) else { return };
         if let Some(thing) = displaced {
             self.vault.insert(thing.state.value.clone());
-            let how = Circumstances { pairing: false, late: true };
+            let how = Circumstances { pairing: false, late: true, receives: false };
             let before = self.shown(path);
             let around = self.around(path);
             if mint::observe(self.entry(path), &around, &before, Some(&thing.state), how) == Observation::Changed {

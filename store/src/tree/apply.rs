@@ -272,6 +272,15 @@ pub(super) enum Plan {
     Fail(String),
 }
 
+/// Whether a directory can be removed.
+enum Removable {
+    Now,
+    /// Only what users made is left in it, and the tree only receives.
+    HoldsLocals,
+    /// Not now.
+    Not(Plan),
+}
+
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Carries the work on as far as it goes without new content, and says which content is needed.
     /// Call it again after [`Tree::receive`], a merge, or a pause.
@@ -458,6 +467,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         mut row: EntryRow,
         wants: &mut Vec<Want>,
     ) -> Result<(Plan, EntryRow), TreeError> {
+        if self.sends_only() {
+            self.pass_over(path, row.clone());
+            return Ok((Plan::Done, row));
+        }
         let mut view = self.index.view(path, &row)?;
         let is_dir = view.as_ref().is_some_and(|v| v.value == Value::Dir);
         if self.options.ignore.ignored(path, is_dir) {
@@ -485,6 +498,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 row = self.index.row(path)?;
                 view = self.index.view(path, &row)?;
             }
+            Observed::Local => {
+                // What users made of it gives way to what a peer says next.
+                row = self.index.row(path)?;
+                view = self.index.view(path, &row)?;
+                let mut there = self.local(path)?.unwrap_or_default();
+                there.shown.context = Self::shown(&row).context;
+                row.shown = Some(there);
+            }
         }
         if settled(&row, view.as_ref()) {
             self.take_context(path, &mut row);
@@ -505,6 +526,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
+    /// A tree that only sends applies nothing.
+    fn pass_over(&mut self, path: &TreePath, mut row: EntryRow) {
+        let before = row.shown.clone();
+        self.count_as_shown(path, &mut row);
+        if row.shown != before {
+            self.index.put_row_later(path, &row);
+        }
+    }
+
     fn plan_change(
         &mut self,
         place: &Place<V>,
@@ -519,7 +549,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 None => Ok(Plan::Done),
                 // What is in it may be on its way elsewhere, and is looked through once.
                 Some(Value::Dir) if self.apply.defer(path) => Ok(Plan::Wait),
-                Some(Value::Dir) => self.plan_removal(place, path),
+                Some(Value::Dir) => match self.plan_removal(place, path)? {
+                    // It stays until they are gone, and is told of by nobody.
+                    Removable::HoldsLocals => Ok(Plan::Done),
+                    Removable::Not(plan) => Ok(plan),
+                    Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
+                },
                 Some(value) => {
                     if let (_, Some(hash)) = content_of(value)
                         && self.apply.defer(path)
@@ -535,8 +570,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Plan::Do(OpKind::Attributes));
         }
         if let Some(dir) = path.parent().filter(|p| !p.is_root()) {
-            let parent = self.index.row(&dir)?;
-            if !matches!(parent.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == Value::Dir) {
+            if !self.has_directory(&dir)? {
                 if self.apply.stuck.contains_key(&dir) {
                     return Ok(Plan::Fail("its directory could not be made".into()));
                 }
@@ -548,7 +582,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (Value::Dir, None) => Ok(Plan::Do(OpKind::MakeDir)),
             (Value::Dir, Some(_)) => Ok(Plan::Do(OpKind::Displace)),
             (Value::Special { .. }, _) => Ok(Plan::Fail("special files are not in this version".into())),
-            (_, Some(Value::Dir)) => self.plan_removal(place, path),
+            (_, Some(Value::Dir)) => match self.plan_removal(place, path)? {
+                Removable::HoldsLocals => {
+                    Ok(Plan::Fail("a directory stands there with files that were made here".into()))
+                }
+                Removable::Not(plan) => Ok(plan),
+                Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
+            },
             (Value::Symlink { .. }, _) => Ok(Plan::Do(OpKind::Put)),
             (Value::File { .. }, _) => self.plan_content(place, path, row, view, wants),
         }
@@ -556,12 +596,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// A directory goes when nothing is left in it: what is unknown there is a creation, what is
     /// known goes first, what is ignored keeps it.
-    fn plan_removal(&mut self, place: &Place<V>, path: &TreePath) -> Result<Plan, TreeError> {
+    fn plan_removal(&mut self, place: &Place<V>, path: &TreePath) -> Result<Removable, TreeError> {
         let names = match self.vfs.open_path(&place.root, path).and_then(|dir| self.vfs.list(&dir)) {
             Ok(names) => names,
-            Err(error) => return Ok(Plan::Fail(format!("cannot be listed: {error}"))),
+            Err(error) => return Ok(Removable::Not(Plan::Fail(format!("cannot be listed: {error}")))),
         };
-        let mut waits = false;
+        let (mut waits, mut locals, mut scanned) = (false, false, false);
         for name in names {
             let Ok(child) = path.join(&name.name) else { continue };
             if self.options.ignore.ignored(&child, name.kind == Some(Kind::Dir)) {
@@ -571,15 +611,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) {
                 self.take_up(&child, row.seq);
                 waits |= !self.apply.stuck.contains_key(&child);
-            } else {
-                self.scan_below(path)?;
-                return Ok(Plan::Wait);
+                continue;
             }
+            if self.receives_only() && !scanned && self.local(&child)?.is_none() {
+                self.scan_below(path)?;
+                scanned = true;
+            }
+            if self.local(&child)?.is_none() {
+                if !scanned {
+                    self.scan_below(path)?;
+                }
+                return Ok(Removable::Not(Plan::Wait));
+            }
+            locals = true;
         }
-        if waits {
-            return Ok(Plan::Wait);
-        }
-        Ok(Plan::Do(OpKind::RemoveDir))
+        Ok(match (waits, locals) {
+            (true, _) => Removable::Not(Plan::Wait),
+            (false, true) => Removable::HoldsLocals,
+            (false, false) => Removable::Now,
+        })
     }
 
     /// Lists a path as a problem and takes it out of the window until it is time to try again.
@@ -622,6 +672,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         row.shown = Some(shown);
         row.pairing = Pairing::No;
         self.index.put_row(path, row);
+        self.clear_local(path);
     }
 
     /// Looks at a path again in the next round.

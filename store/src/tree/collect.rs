@@ -45,7 +45,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if row.seq != seq || !merged || self.apply.holds(&path) {
                 continue;
             }
-            if is_tombstone(&row) {
+            if is_tombstone(&row) && self.local(&path)?.is_none() {
                 self.index.delete(rows::number_key(Space::Journal, seq));
                 self.index.delete_row(&path);
                 let meta = self.index.meta_mut();

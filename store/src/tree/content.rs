@@ -499,7 +499,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let shows = |value: &Value| matches!(value, Value::File { hash: of, .. } if *of == hash);
         let wanted = view::own(&row.entry).is_some_and(shows) && row.live_children == 0;
         let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).is_some_and(|s| shows(&s.value));
-        let kept_off = self.apply.is_stuck(path) || self.options.ignore.ignored(path, false);
+        let kept_off = self.sends_only() || self.apply.is_stuck(path) || self.options.ignore.ignored(path, false);
         Ok(wanted && !shown && !kept_off)
     }
 }

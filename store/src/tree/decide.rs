@@ -14,7 +14,7 @@ use super::fetch::REASON_FETCHED;
 use super::{Tree, TreeError, content_of};
 use crate::index::IndexError;
 use crate::kv::Kv;
-use crate::rows::{self, EntryRow, Space, VaultRow};
+use crate::rows::{self, Direction, EntryRow, Space, VaultRow};
 use crate::vfs::Vfs;
 
 /// Rows read in one go while a list is made.
@@ -83,6 +83,9 @@ pub enum DecideError {
     /// More than one version is listed.
     #[error("{0} versions of it are listed: name one with --version")]
     Several(usize),
+    /// The tree goes one way: decisions are made where changes come from.
+    #[error("this tree {}: decide it on a node that does both", if *.0 == Direction::Send { "only sends here" } else { "only receives here" })]
+    OneWay(Direction),
     /// A directory with something in it stands there.
     #[error("a directory that is not empty stands there")]
     Directory,
@@ -227,6 +230,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`DecideError`]; [`DecideError::Content`] asks for a fetch, then for another call.
     pub fn resolve(&mut self, top: &TreePath, kept: &Kept) -> Result<usize, DecideError> {
+        self.goes_both_ways()?;
         let paths = self.conflicted(top)?;
         if paths.is_empty() {
             return Err(DecideError::Nothing);
@@ -255,6 +259,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.revisit(path)?;
         }
         Ok(paths.len())
+    }
+
+    fn goes_both_ways(&self) -> Result<(), DecideError> {
+        match self.options.direction {
+            Direction::Both => Ok(()),
+            one_way => Err(DecideError::OneWay(one_way)),
+        }
     }
 
     /// The state that takes the place of the current one; none where that stays.
@@ -336,6 +347,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`DecideError`].
     pub fn restore(&mut self, path: &TreePath, state: &State) -> Result<(), DecideError> {
+        self.goes_both_ways()?;
         self.observe(path, false, true)?;
         let row = self.index.row(path)?;
         if row.live_children > 0 {

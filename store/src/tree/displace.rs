@@ -54,15 +54,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             &self.index.surroundings(path, row)?,
             &known.shown,
             Some(&found.state),
-            Circumstances { pairing: false, late: true },
+            Circumstances { pairing: false, late: true, receives: false },
         );
-        let edited = observed == Observation::Changed;
-        if edited || !unchanged {
-            tracing::debug!(path = %path, edited, "displaced version is not what was shown");
+        let differs = observed == Observation::Changed;
+        if differs || !unchanged {
+            tracing::debug!(path = %path, differs, "displaced version is not what was shown");
         }
-        if edited {
-            self.mint_late(path, &known, &found)?;
-        }
+        let edited = differs && self.mint_late(path, &known, &found)?;
         let reason = if edited { "conflict" } else { reason };
         self.file(place, path, id, &found, &known, reason).map_err(disk)?;
         if reason == "conflict" && self.options.copies {
@@ -71,14 +69,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    /// Mints a change that came to light after the name was taken away; Shown is the caller's.
-    pub(super) fn mint_late(&mut self, path: &TreePath, known: &ShownRow, found: &Found) -> Result<(), TreeError> {
+    /// Mints a change that came to light after the name was taken away, but where the tree only receives; Shown is the
+    /// caller's. Says whether it was minted.
+    pub(super) fn mint_late(&mut self, path: &TreePath, known: &ShownRow, found: &Found) -> Result<bool, TreeError> {
+        if self.receives_only() {
+            return Ok(false);
+        }
         let row = self.index.row(path)?;
         let disk = Some((&found.state, found.stamp.ctime));
         let (minted, _) = self.mint(path, &row, &known.shown, disk, Pairing::No)?;
         let writer = self.options.name.clone();
         self.record(path, minted.seq, known.shown.state.as_ref(), Some(&found.state), writer);
-        self.revisit(path)
+        self.revisit(path)?;
+        Ok(true)
     }
 
     /// Moves a displaced file from staging into the vault under the same id. An inode with other
@@ -160,9 +163,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             match look::look(&self.vfs, &place.vault, &id_name(id), Some(&known), care).map_err(disk)? {
                 Look::Found(found) => {
                     if found.state.value != row.state.value {
-                        self.mint_late(&path, &ShownRow { shown: row.shown.clone(), ..known }, &found)?;
+                        let minted = self.mint_late(&path, &ShownRow { shown: row.shown.clone(), ..known }, &found)?;
                         let (size, hash) = content_of(&found.state.value);
-                        row = VaultRow { size: size.unwrap_or(0), hash, reason: "conflict".into(), ..row };
+                        let reason = if minted { "conflict".into() } else { row.reason };
+                        row = VaultRow { size: size.unwrap_or(0), hash, reason, ..row };
                     }
                     row = VaultRow { open: false, state: found.state, stamp: Some(found.stamp), ..row };
                     self.put_version(&path, id, &row);

@@ -170,7 +170,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let merged = row.entry.merge(&entry);
             if merged != row.entry {
                 let taught_by = (merged == entry).then_some((peer, life.incarnation));
-                self.index.announce(&path, rows::EntryRow { entry: merged, ..row }, taught_by)?;
+                let mut row = rows::EntryRow { entry: merged, ..row };
+                self.count_as_shown(&path, &mut row);
+                self.index.announce(&path, row, taught_by)?;
                 self.index.commit_if_very_large()?;
             }
             if let Some(content) = content {

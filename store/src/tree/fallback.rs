@@ -240,7 +240,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let row = self.index.row(&path)?;
         let known = row.shown.clone().unwrap_or_default();
         let edited = match sent {
-            Some(sent) => self.is_unseen_edit(&path, &row, &found, sent)?,
+            Some(sent) => !self.receives_only() && self.is_unseen_edit(&path, &row, &found, sent)?,
             None => false,
         };
         if edited {
@@ -281,7 +281,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(false);
         }
         let around = self.index.surroundings(path, row)?;
-        let late = Circumstances { pairing: false, late: true };
+        let late = Circumstances { pairing: false, late: true, receives: false };
         let entry = index::known(row.entry.clone());
         let observed = mint::observe(entry.as_ref(), &around, &known.shown, Some(&found.state), late);
         Ok(observed == Observation::Changed)

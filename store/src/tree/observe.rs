@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::io;
 
+use pleach_protocol::entry::Value;
 use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
+use pleach_protocol::view::State;
 
 use super::{MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
@@ -29,6 +31,8 @@ pub enum Observed {
     Same,
     /// A change was minted.
     Minted,
+    /// A change that is told to nobody, for the tree only receives.
+    Local,
     /// A writer is at work: look again when they are done.
     Busy,
     /// The path is ignored, skipped, or not there to be judged.
@@ -65,8 +69,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let row = self.index.row(path)?;
         let care = Care { rehash, take_open, ..self.care() };
+        let known = self.known_there(path, &row)?;
         let seen = match self.open_parent(place, path) {
-            Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), row.shown.as_ref(), care),
+            Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), known.as_ref(), care),
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
@@ -77,7 +82,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// nothing was: most often it is our own change that an event tells of. `row` is the path's.
     pub(super) fn is_as_shown(&self, place: &Place<V>, path: &TreePath, row: &EntryRow, rehash: bool) -> bool {
         let listed = self.problems.contains_key(path) || self.mounts.contains(path) || !self.unseen.is_empty();
-        if listed || !self.index.meta().paired {
+        if listed || !self.index.meta().paired || !matches!(self.local(path), Ok(None)) {
             return false;
         }
         let Ok(found) = place.holder(&self.vfs, path).and_then(|dir| self.vfs.stat(&dir, path.name())) else {
@@ -118,7 +123,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         seen: io::Result<Look>,
     ) -> Result<Observed, TreeError> {
         let found = match seen {
-            Ok(Look::Busy) => return Ok(Observed::Busy),
+            Ok(Look::Busy) => {
+                self.pair_unread_local(path, row);
+                return Ok(Observed::Busy);
+            }
             Ok(Look::Mount) => {
                 if self.mounts.len() < MOUNTS_MAX {
                     self.mounts.insert(path.clone());
@@ -133,11 +141,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Observed::Skipped);
             }
             Err(error) => {
+                self.pair_unread_local(path, row);
                 self.not_seen(path, false, format!("cannot be read: {error}"));
                 return Ok(Observed::Problem);
             }
         };
-        let is_dir = found.as_ref().is_some_and(|f| f.state.value == pleach_protocol::entry::Value::Dir);
+        let is_dir = found.as_ref().is_some_and(|f| f.state.value == Value::Dir);
         if self.options.ignore.ignored(path, is_dir) {
             return Ok(Observed::Skipped);
         }
@@ -153,7 +162,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.links_due = Some(Time::new(now.secs.saturating_add(LINKS_SECS), now.nanos));
             }
         }
-        let was_dir = matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == pleach_protocol::entry::Value::Dir);
+        let known = self.known_there(path, &row)?;
+        let was_dir = matches!(known.and_then(|s| s.shown.state), Some(s) if s.value == Value::Dir);
         if yet_to_pair && row.shown.is_none() && row.pairing == Pairing::No {
             row.pairing = Pairing::ByTime;
         }
@@ -178,16 +188,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let old = row.shown.clone().unwrap_or_default();
         let around = self.index.surroundings(path, &row)?;
         let entry = Some(&row.entry).filter(|e| !e.context.is_empty());
-        let how = Circumstances { pairing: pairing != Pairing::No, late: false };
+        let how = Circumstances { pairing: pairing != Pairing::No, late: false, receives: self.receives_only() };
         let disk = found.map(|f| &f.state);
         let stamp = found.map(|f| f.stamp);
-        let provisional = found.is_some_and(|f| f.provisional);
+        let mut provisional = found.is_some_and(|f| f.provisional);
         if let Some(was) = old.stamp.filter(|was| stamp.is_none_or(|now| now.inode != was.inode)) {
             self.leave_link(path, was.inode);
         }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
         let shown = match outcome {
             Observation::Unchanged => {
+                self.end_local(path)?;
+                // Only a directory's time may differ, where the tree only receives: it is looked at again.
+                let moved = |disk: &State| disk.value == Value::Dir && Some(disk) != old.shown.state.as_ref();
+                provisional |= self.receives_only() && disk.is_some_and(moved);
                 if row.shown.is_some() && (old.stamp != stamp || old.provisional != provisional) {
                     row.shown = Some(ShownRow { shown: old.shown, stamp, provisional });
                     self.index.put_row_later(path, &row);
@@ -195,6 +209,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Observed::Same);
             }
             Observation::Shows(shown) => {
+                self.end_local(path)?;
                 row.pairing = Pairing::No;
                 self.note_content(path, old.shown.state.as_ref(), shown.state.as_ref());
                 row.shown = Some(ShownRow { shown, stamp, provisional });
@@ -202,6 +217,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 // An adopted file may still differ in time or mode.
                 self.take_up(path, row.seq);
                 return Ok(Observed::Same);
+            }
+            Observation::Local => {
+                if pairing != Pairing::No && (row.pairing != Pairing::No || entry.is_some()) {
+                    row.pairing = Pairing::No;
+                    row.shown = Some(ShownRow::default());
+                    self.index.put_row(path, &row);
+                    self.take_up(path, row.seq);
+                }
+                let state = found.map(|found| found.state.clone());
+                let shown = Shown { state, ..Shown::default() };
+                self.put_local(path, &ShownRow { shown, stamp, provisional })?;
+                return Ok(Observed::Local);
+            }
+            Observation::Changed if self.pairs_locals && pairing == Pairing::No => {
+                // It was made while the tree only received.
+                row.pairing = Pairing::ByTime;
+                self.unpair(path, row);
+                let row = self.index.row(path)?;
+                return self.judge_found(path, EntryRow { shown: None, pairing: Pairing::ByTime, ..row }, found);
             }
             Observation::Changed => {
                 let disk = found.map(|f| (&f.state, f.stamp.ctime));
@@ -235,7 +269,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut after: Option<TreePath> = None;
         loop {
             let rows = self.index.beneath(dir, after.as_ref(), SUBTREE_ROWS)?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
+            let Some((last, _)) = rows.last() else { break };
             after = Some(last.clone());
             for (path, row) in rows {
                 let there = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
@@ -243,6 +277,29 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     self.judge_found(&path, row, None)?;
                 }
             }
+        }
+        self.observe_vanished_locals(dir)
+    }
+
+    /// The same of what users had put there where the tree only receives.
+    fn observe_vanished_locals(&mut self, dir: &TreePath) -> Result<(), TreeError> {
+        let mut after: Option<TreePath> = None;
+        loop {
+            let found = self.locals_beneath(dir, after.as_ref())?;
+            let Some((last, _)) = found.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (path, _) in found.into_iter().filter(|(_, local)| local.shown.state.is_some()) {
+                let row = self.index.row(&path)?;
+                self.judge_found(&path, row, None)?;
+            }
+        }
+    }
+
+    /// What cannot be read when a tree that only received no longer does so may have been changed meanwhile: it pairs
+    /// when it can be.
+    fn pair_unread_local(&mut self, path: &TreePath, row: EntryRow) {
+        if self.pairs_locals && row.shown.is_some() {
+            self.unpair(path, row);
         }
     }
 

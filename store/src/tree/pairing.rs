@@ -94,6 +94,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             self.index.commit_if_large()?;
         }
+        self.forget_locals()?;
         let intents: Vec<(Vec<u8>, Vec<rows::Intent>)> =
             self.index.others(&[Space::Intent as u8], &[Space::Intent as u8 + 1], usize::MAX)?;
         for (key, _) in intents {

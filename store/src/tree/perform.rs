@@ -263,8 +263,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let mtime = wanted.unwrap_or(meta.mtime);
                 stamp.mtime = mtime;
                 let state = shown.shown.state.map(|s| State { mtime: Some(mtime), ..s });
-                let shown = ShownRow { shown: Shown { state, ..shown.shown }, stamp: Some(stamp), ..shown };
-                self.store_shown(dir, &mut row, shown);
+                row.shown = Some(ShownRow { shown: Shown { state, ..shown.shown }, stamp: Some(stamp), ..shown });
+                self.index.put_row(dir, &row);
             }
         }
         Ok(())

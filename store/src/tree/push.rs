@@ -239,7 +239,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let paths: Vec<TreePath> = found.iter().filter_map(|(key, _)| rows::pushed_path(key)).collect();
         let mut plan = PushPlan { next: paths.last().filter(|_| full).cloned(), ..PushPlan::default() };
         for path in paths {
-            if !index::is_live(&self.index.row(&path)?) {
+            if !self.is_to_be_here(&self.index.row(&path)?) {
                 self.plan_path(peer, &path, &mut plan)?;
             }
         }
@@ -292,7 +292,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             plan.settled.push(path.clone());
             return Ok(());
         }
-        match (index::is_live(&row), shown, pushed) {
+        if self.local(path)?.is_some() {
+            // What users made of it is told to nobody; the next version that arrives is.
+            plan.settled.push(path.clone());
+            return Ok(());
+        }
+        match (self.is_to_be_here(&row), shown, pushed) {
             (true, Some(Value::Special { .. }), _) | (false, None, None) => plan.settled.push(path.clone()),
             (true, Some(value), pushed) => {
                 let dir = *value == Value::Dir;

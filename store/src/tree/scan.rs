@@ -86,6 +86,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !self.index.meta().paired {
             self.index.meta_mut().paired = true;
         }
+        self.end_pairing_of_locals();
         Ok(true)
     }
 
@@ -137,6 +138,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Err(error) => {
                 // What could not be listed is unknown, not deleted.
+                if self.pairs_locals {
+                    self.forget_shown_beneath(path)?;
+                }
                 self.not_seen(path, true, format!("cannot be listed: {error}"));
                 return Ok(Vec::new());
             }
@@ -145,7 +149,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
             self.read_ignore_file(&dir, path);
         }
-        if !in_doubt && let Some(below) = self.dirs_where_nothing_changed(&dir, path, &names, stats)? {
+        let locals = self.locals_in(path)?;
+        if !in_doubt
+            && locals.is_empty()
+            && let Some(below) = self.dirs_where_nothing_changed(&dir, path, &names, stats)?
+        {
             self.seen_again(path, true);
             return Ok(below);
         }
@@ -158,6 +166,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         paths.extend(known.keys().filter(|p| !names.contains_key(p.name())).cloned());
+        let unknown = |p: &TreePath| !names.contains_key(p.name()) && !known.contains_key(p);
+        paths.extend(locals.into_iter().filter(unknown));
         // What is gone comes first: what appeared may be the same under another name.
         paths.sort_by_cached_key(|path| (names.contains_key(path.name()), path.clone()));
         let mut below = Vec::new();
@@ -187,7 +197,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let is_file = |path: &TreePath| names.get(path.name()) == Some(&Some(Kind::File));
         let is_new = |path: &&TreePath| {
             let shown = known.get(path).is_some_and(|row| row.shown.is_some());
-            is_file(path) && !shown && !self.options.ignore.ignored(path, false)
+            let local = matches!(self.local(path), Ok(Some(_)));
+            is_file(path) && !shown && !local && !self.options.ignore.ignored(path, false)
         };
         let mut new: Vec<&TreePath> = paths.iter().filter(is_new).collect();
         let (vfs, care) = (&self.vfs, self.care());
@@ -255,20 +266,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         (hint, seen): (Option<Kind>, Option<io::Result<Look>>),
         stats: &mut ScanStats,
     ) -> Result<Option<TreePath>, TreeError> {
-        let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        let there = self.known_there(&child, &row)?;
+        let shown = there.as_ref().is_some_and(|s| s.shown.state.is_some());
         if hint.is_none() && !shown && self.vfs_lacks(dir, &child) {
             self.take_up_unshown(&child, &row)?;
             return Ok(None);
         }
         let was_dir = hint == Some(Kind::Dir);
         if self.options.ignore.ignored(&child, was_dir) {
-            if row.shown.is_some() {
+            if row.shown.is_some() || there.is_some() {
                 self.forget_shown(&child, row)?;
             }
             return Ok(None);
         }
         stats.entries += 1;
-        let look = || look::look(&self.vfs, dir, child.name(), row.shown.as_ref(), self.care());
+        let look = || look::look(&self.vfs, dir, child.name(), there.as_ref(), self.care());
         let seen = seen.unwrap_or_else(look);
         let is_dir = matches!(&seen, Ok(Look::Found(f)) if f.state.value == Value::Dir);
         match self.judge(&child, row, seen)? {
@@ -289,6 +301,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         row.shown = None;
         row.pairing = Pairing::ByTime;
         self.index.put_row(path, &row);
+        self.clear_local(path);
+        self.forget_shown_beneath(path)
+    }
+
+    fn forget_shown_beneath(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        loop {
+            let found = self.locals_beneath(path, None)?;
+            if found.is_empty() {
+                break;
+            }
+            for (path, _) in found {
+                self.clear_local(&path);
+            }
+        }
         let mut after = None;
         loop {
             let rows = self.index.beneath(path, after.as_ref(), 512)?;
@@ -307,7 +333,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// What the applier passed and the disk never showed was ignored. Where it is not any more, all is
     /// planned again: rows beneath a directory come before its own.
     fn take_up_unshown(&mut self, path: &TreePath, row: &EntryRow) -> Result<(), TreeError> {
-        if !self.apply.has_passed(path, row.seq) {
+        if self.sends_only() || !self.apply.has_passed(path, row.seq) {
             return Ok(());
         }
         let Some(view) = self.index.view(path, row)? else { return Ok(()) };

@@ -1,0 +1,303 @@
+//! Trees that only send, or only receive.
+
+use pleach_protocol::path::TreePath;
+use pleach_store::rows::Direction;
+use pleach_store::tree::{DecideError, Kept};
+use pleach_store::vfs::model::{CrashKind, Data, Keep, OpKind};
+use pleach_tests::model::{ModelNode, settle};
+
+fn node(number: u8, direction: Direction) -> ModelNode {
+    let mut node = ModelNode::new(number);
+    node.direction = direction;
+    node.start().unwrap();
+    node
+}
+
+/// One that does both, and one that goes one way.
+fn pair(direction: Direction) -> (ModelNode, ModelNode) {
+    (node(1, Direction::Both), node(2, direction))
+}
+
+fn rest(a: &mut ModelNode, b: &mut ModelNode) {
+    assert!(settle(a, b).unwrap(), "they come to rest");
+}
+
+fn turn(node: &mut ModelNode, direction: Direction) {
+    node.tree.as_mut().unwrap().commit_all().unwrap();
+    node.direction = direction;
+    node.start().unwrap();
+}
+
+fn read(node: &ModelNode, path: &str) -> Option<String> {
+    node.disk.user().read(path).ok().map(|bytes| String::from_utf8(bytes).unwrap())
+}
+
+fn locals(node: &ModelNode) -> u64 {
+    node.tree.as_ref().unwrap().local_changes()
+}
+
+fn vaulted(node: &ModelNode, content: &str) -> bool {
+    let found = node.tree.as_ref().unwrap().versions(&TreePath::ROOT).unwrap();
+    let hash = *blake3::hash(content.as_bytes()).as_bytes();
+    found.iter().any(|version| version.hash.is_some_and(|h| h.0 == hash))
+}
+
+fn head(node: &ModelNode) -> u64 {
+    node.tree.as_ref().unwrap().head()
+}
+
+fn write(node: &ModelNode, path: &str, content: &str) {
+    let user = node.disk.user();
+    if let Some((dir, _)) = path.rsplit_once('/') {
+        user.mkdir_all(dir).unwrap();
+    }
+    user.write(path, content).unwrap();
+}
+
+#[test]
+fn what_is_changed_on_a_receiver_stays_and_is_told_to_nobody() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    for path in ["edited", "removed", "moded", "d/kept", "e/gone"] {
+        write(&a, path, path);
+    }
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), b.seen());
+    let (before, journal) = (a.seen(), head(&b));
+    let user = b.disk.user();
+    user.write("edited", "here").unwrap();
+    user.remove("removed").unwrap();
+    user.chmod("moded", 0o600).unwrap();
+    user.write("d/new", "only here").unwrap();
+    user.remove_all("e").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), before, "nothing of it was told");
+    assert_eq!(head(&b), journal, "nothing was minted");
+    assert_eq!(locals(&b), 6, "edited, removed, moded, d/new, e, e/gone");
+    assert_eq!((read(&b, "edited"), read(&b, "removed")), (Some("here".into()), None));
+    assert_eq!((read(&b, "d/new"), read(&b, "e/gone")), (Some("only here".into()), None));
+    b.tree.as_mut().unwrap().commit_all().unwrap();
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(locals(&b), 6, "known after a restart");
+    // What is taken back counts no longer.
+    let user = b.disk.user();
+    user.remove("d/new").unwrap();
+    user.chmod("moded", b.disk.user().stat("edited").unwrap().mode).unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(locals(&b), 4);
+}
+
+#[test]
+fn what_arrives_takes_the_place_of_a_local_change_which_goes_to_the_vault() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    for path in ["edited", "deleted", "removed", "made", "e/gone", "e/f"] {
+        write(&a, path, "first");
+    }
+    a.disk.user().remove("made").unwrap();
+    rest(&mut a, &mut b);
+    let user = b.disk.user();
+    user.write("edited", "local edit").unwrap();
+    user.write("deleted", "local edit of what goes").unwrap();
+    user.remove("removed").unwrap();
+    user.write("made", "local file").unwrap();
+    user.remove_all("e").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(locals(&b), 7);
+    let user = a.disk.user();
+    user.write("edited", "second").unwrap();
+    user.remove("deleted").unwrap();
+    user.write("removed", "second").unwrap();
+    user.write("made", "second").unwrap();
+    user.write("e/gone", "second").unwrap();
+    rest(&mut a, &mut b);
+    for path in ["edited", "removed", "made", "e/gone"] {
+        assert_eq!(read(&b, path).as_deref(), Some("second"), "{path}");
+    }
+    assert_eq!(read(&b, "deleted"), None);
+    assert_eq!(read(&b, "e/f"), None, "it stays removed: nothing of it arrived");
+    assert_eq!(locals(&b), 1, "e/f");
+    for content in ["local edit", "local edit of what goes", "local file"] {
+        assert!(vaulted(&b, content), "{content}");
+    }
+    assert!(!vaulted(&a, "local edit"));
+}
+
+#[test]
+fn a_directory_that_a_peer_deleted_stays_while_local_files_are_in_it() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    write(&a, "d/f", "f");
+    write(&a, "x", "x");
+    rest(&mut a, &mut b);
+    write(&b, "d/local", "local");
+    b.disk.user().remove("x").unwrap();
+    write(&b, "x/local", "local");
+    rest(&mut a, &mut b);
+    a.disk.user().remove_all("d").unwrap();
+    a.disk.user().write("x", "another").unwrap();
+    rest_with_problem(&mut a, &mut b);
+    assert_eq!((read(&b, "d/f"), read(&b, "d/local")), (None, Some("local".into())));
+    let tree = b.tree.as_ref().unwrap();
+    let stuck: Vec<String> = tree.stuck_paths().iter().map(ToString::to_string).collect();
+    assert_eq!(stuck, ["x"], "a directory in the way of a file is a problem, one that only stays is none");
+    b.disk.user().remove_all("x").unwrap();
+    b.disk.user().remove("d/local").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(locals(&b), 0);
+}
+
+/// Problems keep a tree from being quiet.
+fn rest_with_problem(a: &mut ModelNode, b: &mut ModelNode) {
+    settle(a, b).unwrap();
+}
+
+#[test]
+fn what_a_lost_store_finds_on_a_receiver_is_local() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    for path in ["same", "old", "gone"] {
+        write(&a, path, path);
+    }
+    rest(&mut a, &mut b);
+    write(&b, "mine", "mine");
+    rest(&mut a, &mut b);
+    b.tree = None;
+    b.kv = pleach_store::kv::memory::MemoryKvDisk::default();
+    write(&a, "old", "newer");
+    a.disk.user().remove("gone").unwrap();
+    rest_alone(&mut a);
+    b.disk.advance(1_000_000_000);
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(read(&b, "old").as_deref(), Some("newer"));
+    assert!(vaulted(&b, "old"), "what it found there went to the vault");
+    assert_eq!((read(&b, "mine").as_deref(), read(&a, "mine")), (Some("mine"), None));
+    assert_eq!(read(&a, "gone"), None, "what a lost store finds is announced to nobody");
+    assert_eq!(locals(&b), 1 + u64::from(read(&b, "gone").is_some()));
+    assert_eq!(a.tree.as_ref().unwrap().conflicts(&TreePath::ROOT).unwrap(), []);
+}
+
+fn rest_alone(node: &mut ModelNode) {
+    let tree = node.tree.as_mut().unwrap();
+    tree.scan().unwrap();
+    tree.commit_all().unwrap();
+}
+
+#[test]
+fn local_changes_pair_when_receiving_ends() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    for path in ["edited", "removed", "unseen", "e/gone"] {
+        write(&a, path, path);
+    }
+    rest(&mut a, &mut b);
+    b.disk.advance(1_000_000_000);
+    let user = b.disk.user();
+    user.write("edited", "newer here").unwrap();
+    user.remove("removed").unwrap();
+    user.write("made", "made here").unwrap();
+    user.remove_all("e").unwrap();
+    rest(&mut a, &mut b);
+    // What no look has found yet when it ends is local, too.
+    let user = b.disk.user();
+    user.remove("unseen").unwrap();
+    user.write("made2", "made later").unwrap();
+    turn(&mut b, Direction::Both);
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(locals(&b), 0);
+    assert_eq!(read(&a, "edited").as_deref(), Some("newer here"), "the younger wins");
+    let listed = a.tree.as_ref().unwrap().conflicts(&TreePath::ROOT).unwrap();
+    assert_eq!(listed.len(), 1, "and the other is a conflict: {listed:?}");
+    for (path, content) in [
+        ("removed", "removed"),
+        ("unseen", "unseen"),
+        ("e/gone", "e/gone"),
+        ("made", "made here"),
+        ("made2", "made later"),
+    ] {
+        assert_eq!(read(&a, path).as_deref(), Some(content), "{path}: nothing is deleted by it");
+    }
+    // From now on it is as any other.
+    b.disk.user().remove("unseen").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(read(&a, "unseen"), None);
+}
+
+#[test]
+fn what_is_merged_by_a_sender_counts_as_shown() {
+    let (mut a, mut b) = pair(Direction::Send);
+    write(&b, "ours", "first");
+    rest(&mut a, &mut b);
+    assert_eq!(read(&a, "ours").as_deref(), Some("first"));
+    write(&a, "ours", "changed there");
+    write(&a, "theirs", "theirs");
+    rest(&mut a, &mut b);
+    assert_eq!((read(&b, "ours").as_deref(), read(&b, "theirs")), (Some("first"), None), "it applies nothing");
+    b.tree.as_mut().unwrap().commit_all().unwrap();
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(read(&a, "ours").as_deref(), Some("changed there"), "nor announces what it shows still");
+    b.disk.user().write("ours", "second").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(read(&a, "ours").as_deref(), Some("second"), "its next change supersedes what it merged");
+    a.disk.user().remove("ours").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(read(&b, "ours").as_deref(), Some("second"));
+    assert_eq!(b.tree.as_ref().unwrap().applied(), head(&b), "nothing waits for it");
+    turn(&mut b, Direction::Both);
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!((read(&b, "ours"), read(&b, "theirs").as_deref()), (None, Some("theirs")));
+    assert!(vaulted(&b, "second"));
+}
+
+#[test]
+fn decisions_are_made_where_changes_go_both_ways() {
+    for direction in [Direction::Send, Direction::Receive] {
+        let (mut a, mut b) = pair(direction);
+        write(&a, "f", "first");
+        rest(&mut a, &mut b);
+        let path = TreePath::parse(b"f").unwrap();
+        let refused = b.tree.as_mut().unwrap().resolve(&path, &Kept::Current);
+        assert!(matches!(refused, Err(DecideError::OneWay(of)) if of == direction), "{refused:?}");
+    }
+}
+
+/// A local change that arrives in the vault is not lost whatever call the machine goes down at, nor told to anybody.
+#[test]
+fn a_crash_while_a_local_change_gives_way_loses_and_tells_nothing() {
+    for (kind, at) in [
+        (OpKind::LinkTemp, 1),
+        (OpKind::Rename, 1),
+        (OpKind::Rename, 2),
+        (OpKind::SyncDir, 1),
+        (OpKind::SyncDir, 2),
+        (OpKind::SyncData, 1),
+    ] {
+        for end in [CrashKind::Process, CrashKind::Machine { log: Keep::All, data: Data::Kept }] {
+            let (mut a, mut b) = pair(Direction::Receive);
+            write(&a, "f", "first");
+            rest(&mut a, &mut b);
+            write(&b, "f", "local");
+            rest(&mut a, &mut b);
+            b.disk.sync();
+            write(&a, "f", "second");
+            let machine = b.disk.clone();
+            b.disk.before(kind, at, move |_| machine.crash());
+            for _ in 0..10 {
+                if settle(&mut a, &mut b).is_err() || b.disk.crashed() {
+                    break;
+                }
+            }
+            b.tree = None;
+            b.disk.restart(end);
+            b.kv.crash(0);
+            b.start().unwrap();
+            rest(&mut a, &mut b);
+            assert_eq!(read(&b, "f").as_deref(), Some("second"), "{kind:?} {at} {end:?}");
+            let kept = b.disk.user().snapshot(true).values().any(|seen| seen.content == b"local");
+            assert!(kept, "{kind:?} {at} {end:?}");
+            assert_eq!(a.tree.as_ref().unwrap().conflicts(&TreePath::ROOT).unwrap(), [], "{kind:?} {at} {end:?}");
+            assert_eq!(read(&a, "f").as_deref(), Some("second"));
+        }
+    }
+}
