@@ -1,8 +1,10 @@
 //! Trees that only send, or only receive.
 
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Announcement;
+use pleach_protocol::version::NodeId;
 use pleach_store::rows::Direction;
-use pleach_store::tree::{DecideError, Kept};
+use pleach_store::tree::{DecideError, Kept, Life};
 use pleach_store::vfs::model::{CrashKind, Data, Keep, OpKind};
 use pleach_tests::model::{ModelNode, settle};
 
@@ -300,4 +302,59 @@ fn a_crash_while_a_local_change_gives_way_loses_and_tells_nothing() {
             assert_eq!(read(&a, "f").as_deref(), Some("second"));
         }
     }
+}
+
+/// Found by the simulation, seed 1629: a tree that only sends keeps the tombstone of what is on its disk still, while others
+/// forget theirs; a machine that was put back brings the path back, and hears of the tombstone no more.
+#[test]
+fn a_peer_that_forgot_a_tombstone_hears_of_it_again() {
+    let (mut a, mut b) = pair(Direction::Send);
+    write(&b, "f", "first");
+    rest(&mut a, &mut b);
+    let path = TreePath::parse(b"f").unwrap();
+    let old = a.tree.as_ref().unwrap().entry(&path).unwrap().unwrap();
+    a.disk.user().remove("f").unwrap();
+    rest(&mut a, &mut b);
+    // What was merged is told when the next session begins.
+    rest(&mut a, &mut b);
+    assert_eq!(read(&b, "f").as_deref(), Some("first"));
+    let upto = head(&a);
+    let tree = a.tree.as_mut().unwrap();
+    while tree.collect(0, upto, &[b.id]).unwrap().is_some() {}
+    assert!(tree.entry(&path).unwrap().is_none(), "a forgot it");
+    let back = Announcement { path: path.clone(), entry: old, content: Some(b"first".to_vec()) };
+    let life = Life { incarnation: [9; 16], start: 9 };
+    tree.merge((NodeId([3; 32]), life), vec![back], Vec::new(), 1).unwrap();
+    tree.commit().unwrap();
+    rest(&mut a, &mut b);
+    let known = |node: &ModelNode| node.tree.as_ref().unwrap().entry(&path).unwrap().unwrap();
+    assert!(known(&a).same_registers(&known(&b)), "{:?} | {:?}", known(&a), known(&b));
+    assert_eq!(read(&a, "f"), None);
+}
+
+/// Found by the simulation, seeds 3074 and 3774.
+#[test]
+fn a_directory_of_users_takes_the_place_of_what_a_peer_deletes() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    write(&a, "f", "first");
+    write(&a, "d/e/g", "g");
+    rest(&mut a, &mut b);
+    let user = b.disk.user();
+    user.remove("f").unwrap();
+    write(&b, "f/local", "local");
+    write(&b, "d/e/local", "local");
+    rest(&mut a, &mut b);
+    a.disk.user().remove("f").unwrap();
+    a.disk.user().remove_all("d").unwrap();
+    write(&a, "d", "a file");
+    rest_with_problem(&mut a, &mut b);
+    let problems = b.tree.as_ref().unwrap().problems().clone();
+    let named: Vec<String> = problems.keys().map(ToString::to_string).collect();
+    assert_eq!(named, ["d"], "{problems:?}");
+    assert!(problems.values().all(|why| why.contains("files that were made here")), "{problems:?}");
+    assert_eq!(read(&b, "f/local").as_deref(), Some("local"));
+    turn(&mut b, Direction::Both);
+    rest(&mut a, &mut b);
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(read(&a, "f/local").as_deref(), Some("local"));
 }

@@ -27,6 +27,7 @@ mod node;
 mod quiet;
 pub mod shrink;
 mod users;
+mod ways;
 
 use checks::Rest;
 use disk::Disks;
@@ -35,6 +36,8 @@ use life::{LifeFaults, Promise};
 use minted::{Deeds, Minted};
 use net::{Line, NetFaults};
 use node::{Event, SimNode};
+use pleach_store::rows::Direction;
+use ways::Ways;
 
 /// Turns of a healing world before it counts as restless.
 const TURNS_MAX: usize = 600;
@@ -154,6 +157,7 @@ pub struct World {
     promises: Vec<Promise>,
     rest: Rest,
     minted: Minted,
+    ways: Ways,
     log: Vec<String>,
     outcome: Outcome,
     plan: Plan,
@@ -255,7 +259,11 @@ impl World {
                 node.model.disk.advance(i64::try_from(random.below(3)).unwrap_or(0) * 86_400_000_000_000);
             }
         }
-        let minted = Minted::draw(plan.seed, &faults, life.wipes, count);
+        let ways = Ways::draw(plan.seed, count);
+        for (n, node) in nodes.iter_mut().enumerate() {
+            node.model.direction = ways.of(n);
+        }
+        let minted = Minted::draw(plan.seed, &faults, life.wipes, &ways, count);
         Self {
             random,
             faults,
@@ -270,6 +278,7 @@ impl World {
             promises: Vec::new(),
             rest: Rest::default(),
             minted,
+            ways,
             log: Vec::new(),
             outcome: Outcome::default(),
             plan,
@@ -322,6 +331,7 @@ impl World {
                 if self.next_step() {
                     self.step()?;
                     self.bustle()?;
+                    self.turn_ways()?;
                     self.ask_planted()?;
                 }
             }
@@ -471,10 +481,15 @@ impl World {
         let path = contested.as_ref().map(|(_, path)| path.as_bytes());
         let at = users::At { disks: self.faults.disks, step: self.step, path };
         let before = self.nodes[n].model.seen();
+        let put = self.rest.put_until_now();
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);
         let mut deeds = Deeds::default();
         deeds.note(&before, &self.nodes[n].model.seen());
-        self.minted.hear_of(deeds);
+        if self.ways.of(n) == Direction::Receive {
+            self.rest.put_only(put);
+        } else {
+            self.minted.hear_of(deeds);
+        }
         for path in self.rest.newest() {
             for (_, other) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
                 self.rest.touch_others_links(&other.model.disk.user(), &String::from_utf8_lossy(&path));
@@ -516,7 +531,7 @@ impl World {
         self.settle_waits(n);
         // What they did while a wait's commit was under way, too.
         self.hear_of_users(n);
-        self.rest.check_contents(n, &self.nodes[n])?;
+        self.rest.check_contents(n, &self.nodes[n], self.ways.of(n) == Direction::Both)?;
         self.check_minted(n)?;
         self.nodes[n].check_contents_kept(false)
     }
@@ -525,7 +540,9 @@ impl World {
     fn hear_of_users(&mut self, n: usize) {
         let (made, deeds) = self.nodes[n].hear_of_users();
         made.iter().for_each(|content| self.rest.wrote(content));
-        self.minted.hear_of(deeds);
+        if self.ways.of(n) != Direction::Receive {
+            self.minted.hear_of(deeds);
+        }
     }
 
     /// Hands one thing that a session wants to the owner, or one answer to a session.
@@ -632,8 +649,8 @@ impl World {
             }
         }
         // A lost store takes what its node still shows for a find: who deletes that afterwards has not seen what was
-        // announced before, which wins and is nowhere.
-        let forgets = self.faults.lost_stores || self.faults.disks.can_lose();
+        // announced before, which wins and is nowhere. Who only receives may take away what nobody has fetched yet.
+        let forgets = self.faults.lost_stores || self.faults.disks.can_lose() || self.ways.turns();
         let may_lose = self.faults.power || self.outcome.wiped || forgets;
         if may_lose && self.only_lost_contents() {
             self.outcome.lost_with_power += 1;

@@ -551,7 +551,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Some(Value::Dir) if self.apply.defer(path) => Ok(Plan::Wait),
                 Some(Value::Dir) => match self.plan_removal(place, path)? {
                     // It stays until they are gone, and is told of by nobody.
-                    Removable::HoldsLocals => Ok(Plan::Done),
+                    Removable::HoldsLocals => {
+                        self.leave_to_users(path)?;
+                        Ok(Plan::Done)
+                    }
                     Removable::Not(plan) => Ok(plan),
                     Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
                 },
@@ -569,14 +572,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if shown == Some(&view.value) {
             return Ok(Plan::Do(OpKind::Attributes));
         }
-        if let Some(dir) = path.parent().filter(|p| !p.is_root()) {
-            if !self.has_directory(&dir)? {
-                if self.apply.stuck.contains_key(&dir) {
-                    return Ok(Plan::Fail("its directory could not be made".into()));
-                }
-                self.take_up(&dir, self.apply.window.get(path).map_or(1, |w| w.seq));
-                return Ok(Plan::Wait);
+        if let Some(dir) = path.parent().filter(|p| !p.is_root())
+            && !self.has_directory(&dir)?
+        {
+            if self.apply.stuck.contains_key(&dir) {
+                return Ok(Plan::Fail("its directory could not be made".into()));
             }
+            self.take_up(&dir, self.apply.window.get(path).map_or(1, |w| w.seq));
+            return Ok(Plan::Wait);
         }
         match (&view.value, shown) {
             (Value::Dir, None) => Ok(Plan::Do(OpKind::MakeDir)),
@@ -610,7 +613,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let row = self.index.row(&child)?;
             if row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) {
                 self.take_up(&child, row.seq);
-                waits |= !self.apply.stuck.contains_key(&child);
+                match self.holds_locals(&child)? {
+                    true => locals = true,
+                    false => waits |= !self.apply.stuck.contains_key(&child),
+                }
                 continue;
             }
             if self.receives_only() && !scanned && self.local(&child)?.is_none() {

@@ -6,6 +6,7 @@
 //! counts as shown, so that a change made there supersedes it.
 
 use pleach_protocol::entry::Value;
+use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 
 use super::{Tree, TreeError};
@@ -21,6 +22,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// How many paths differ here from what peers said, on a tree that only receives.
     pub const fn local_changes(&self) -> u64 {
         self.locals
+    }
+
+    /// Whether users changed a path here, on a tree that only receives.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn is_local(&self, path: &TreePath) -> Result<bool, TreeError> {
+        Ok(self.local(path)?.is_some())
     }
 
     /// Which way changes go.
@@ -170,6 +179,34 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             key
         });
         self.locals_between(&start, &end, ROWS)
+    }
+
+    /// Whether something of users' making lies beneath a path.
+    pub(super) fn holds_locals(&self, dir: &TreePath) -> Result<bool, TreeError> {
+        let mut after: Option<TreePath> = None;
+        loop {
+            let found = self.locals_beneath(dir, after.as_ref())?;
+            if found.iter().any(|(_, local)| local.shown.state.is_some()) {
+                return Ok(true);
+            }
+            let Some((last, _)) = found.last() else { return Ok(false) };
+            after = Some(last.clone());
+        }
+    }
+
+    /// A peer deleted what users have replaced by a directory of theirs with something in it: it is theirs alone. One
+    /// that was shown is removed when nothing is left in it.
+    pub(super) fn leave_to_users(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        let row = self.index.row(path)?;
+        let was_shown =
+            matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == Value::Dir);
+        if !was_shown {
+            let shown = Shown { context: row.entry.context.clone(), state: None };
+            let shown = Some(ShownRow { shown, ..ShownRow::default() });
+            self.note_content(path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
+            self.index.put_row(path, &EntryRow { shown, pairing: Pairing::No, ..row });
+        }
+        Ok(())
     }
 
     /// Notes what users made of a path.

@@ -165,6 +165,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.index.put_name(actor, &name);
             }
         }
+        let told = self.index.cursor(peer)?.unwrap_or_default().peer_merged;
         for Announcement { path, entry, content } in rows {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);
@@ -173,6 +174,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let mut row = rows::EntryRow { entry: merged, ..row };
                 self.count_as_shown(&path, &mut row);
                 self.index.announce(&path, row, taught_by)?;
+                self.index.commit_if_very_large()?;
+            } else if (1..=told).contains(&row.seq) && !merged.same_registers(&entry) {
+                // The peer had merged this, for its ack stands behind what it had read before, and has forgotten it:
+                // somebody brought back what was gone. It hears of it again.
+                self.index.announce(&path, row, None)?;
                 self.index.commit_if_very_large()?;
             }
             if let Some(content) = content {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{ModelUser, Seen};
 
@@ -129,6 +130,27 @@ impl Rest {
         }
     }
 
+    /// The paths that users put until now, to be put back by [`Rest::put_only`].
+    pub(super) fn put_until_now(&self) -> BTreeSet<Vec<u8>> {
+        self.put.clone()
+    }
+
+    /// What a user did since counts on their disk alone.
+    pub(super) fn put_only(&mut self, put: BTreeSet<Vec<u8>>) {
+        self.put = put;
+    }
+
+    /// What users of a node put, and nobody may have seen, is theirs alone.
+    pub(super) fn forget_put_by(&mut self, n: usize) {
+        let Self { put, touched, .. } = self;
+        put.retain(|path| !touched.iter().any(|(t, by)| *by == n && related(t, path)));
+    }
+
+    /// The paths that users of a node touched since the last rest.
+    pub(super) fn touched_by(&self, n: usize) -> impl Iterator<Item = &Vec<u8>> {
+        self.touched.iter().filter(move |(_, by)| *by == n).map(|(path, _)| path)
+    }
+
     /// A user will do something to a path.
     pub(super) fn plan(&mut self, path: &str) {
         self.planned.insert(path.as_bytes().to_vec());
@@ -221,14 +243,15 @@ impl Rest {
     }
 
     /// No file is half-written, and none came back that everybody knew to be gone.
-    pub(super) fn check_contents(&self, n: usize, node: &SimNode) -> Result<(), String> {
+    /// Where changes go one way only, what is gone everywhere else may stay.
+    pub(super) fn check_contents(&self, n: usize, node: &SimNode, both: bool) -> Result<(), String> {
         if node.model.disk.crashed() || !node.model.disk.is_mounted() {
             return Ok(());
         }
         for (path, seen) in node.model.seen().into_iter().filter(|(_, seen)| seen.kind == Kind::File) {
             let what = match &seen.content {
                 content if !self.complete.contains(content) => "is not whole",
-                content if self.gone.contains(content) => "was gone everywhere and came back",
+                content if both && self.gone.contains(content) => "was gone everywhere and came back",
                 _ => continue,
             };
             return Err(format!("n{n} shows '{}', which {what}: {seen:?}", String::from_utf8_lossy(&path)));
@@ -240,22 +263,35 @@ impl Rest {
 impl World {
     pub(super) fn check_rest(&mut self) -> Result<(), String> {
         let shown: Vec<_> = self.nodes.iter().map(|n| n.model.seen()).collect();
-        for (n, other) in shown.iter().enumerate().skip(1) {
-            let open = |path: &[u8]| self.nodes[0].leaves_owner_open(path) && self.nodes[n].leaves_owner_open(path);
-            let differs = difference(&shown[0], other, open);
-            if !differs.is_empty() {
-                return Err(format!("n0 and n{n} differ: {differs}"));
+        let first = self.ways.reference();
+        for (n, other) in shown.iter().enumerate().filter(|(n, _)| *n != first) {
+            let open: Vec<Vec<u8>> = shown[first].keys().chain(other.keys()).cloned().collect();
+            let is_open =
+                |path: &&Vec<u8>| self.nodes[first].leaves_owner_open(path) && self.nodes[n].leaves_owner_open(path);
+            let open: BTreeSet<Vec<u8>> = open.iter().filter(is_open).cloned().collect();
+            let open = |path: &[u8]| open.contains(path);
+            match self.ways.of(n) {
+                Direction::Both => {
+                    let differs = difference(&shown[first], other, open);
+                    if !differs.is_empty() {
+                        return Err(format!("n{first} and n{n} differ: {differs}"));
+                    }
+                }
+                Direction::Receive => self.check_receiver(n, &shown[first], other, open)?,
+                // It applies nothing.
+                Direction::Send => {}
             }
         }
+        let shown = &shown[first];
         self.check_entries()?;
         self.check_superseded()?;
         self.check_promises()?;
-        if let Some(path) = self.rest.put.iter().find(|path| !shown[0].contains_key(*path)) {
+        if let Some(path) = self.rest.put.iter().find(|path| !shown.contains_key(*path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));
         }
-        self.note_gone(&shown[0])?;
-        for path in self.rest.shown.keys().chain(shown[0].keys()) {
-            let (before, after) = (self.rest.shown.get(path), shown[0].get(path));
+        self.note_gone(shown)?;
+        for path in self.rest.shown.keys().chain(shown.keys()) {
+            let (before, after) = (self.rest.shown.get(path), shown.get(path));
             // What all showed is where a disk is left that showed it.
             let lost = after.is_none() && self.rest.lost.len() == self.nodes.len();
             if before != after && !lost && !self.rest.is_touched(path) {
@@ -263,7 +299,7 @@ impl World {
                 return Err(format!("'{path}' changed, and no user touched it: {before:?} -> {after:?}"));
             }
         }
-        self.rest.shown.clone_from(&shown[0]);
+        self.rest.shown.clone_from(shown);
         self.rest.touched.clear();
         self.rest.emptied.clear();
         self.rest.lost.clear();
@@ -283,12 +319,13 @@ impl World {
                 _ => None,
             }));
         }
+        let elsewhere = self.one_way_contents();
         let Rest { known, gone, .. } = &mut self.rest;
         known.extend(now.iter().cloned());
         // Only what ends with a full stop was written once: others are parts of it, or more.
         let once = known.iter().filter(|c| c.ends_with(b"."));
         let over = once.filter(|c| !now.contains(*c) && !kept.contains(&Hash(*blake3::hash(c).as_bytes())));
-        gone.extend(over.cloned());
+        gone.extend(over.filter(|c| !elsewhere.contains(*c)).cloned());
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::path::TreePath;
+use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 
 use super::{Random, World, checks};
@@ -201,6 +202,8 @@ impl World {
                 .filter(|path| !self.rest.is_touched_by_others(path, n) && !self.rest.is_planned(path));
             let own = own.filter(|path| !self.rest.is_put_unknowing(path, n));
             let own = own.filter(|path| seen.contains_key(path) || removed(path));
+            // What is shown by one that goes one way is not what all show.
+            let own = own.filter(|_| self.ways.of(n) == Direction::Both);
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();
             let near = self.lines.iter().filter(|l| l.enabled && l.ends.contains(&n)).flat_map(|l| l.ends);
             let holders = near.chain([n]).collect();
@@ -223,7 +226,7 @@ impl World {
     }
 
     /// Users changed these paths: what was promised of them is theirs again.
-    fn release_promises(&mut self, related: impl Fn(&[u8]) -> bool) {
+    pub(super) fn release_promises(&mut self, related: impl Fn(&[u8]) -> bool) {
         for promise in &mut self.promises {
             promise.facts.retain(|path, _| !related(path));
         }
@@ -247,7 +250,7 @@ impl World {
         let shown: Vec<_> = self.nodes.iter().map(|n| n.model.seen()).collect();
         for promise in self.promises.iter().filter(|p| p.confirmed) {
             for (path, fact) in &promise.facts {
-                for (n, seen) in shown.iter().enumerate() {
+                for (n, seen) in shown.iter().enumerate().filter(|(n, _)| self.ways.of(*n) == Direction::Both) {
                     let there = seen.get(path).map(|s| (s.kind, s.content.clone()));
                     let is_dir = |fact: &Fact| fact.as_ref().is_some_and(|(kind, _)| *kind == Kind::Dir);
                     let hidden = fact.is_some() && !is_dir(fact) && is_dir(&there) && self.rest.is_found_dir(path);

@@ -10,7 +10,9 @@ use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
 
 use super::checks::related;
+use super::ways::Ways;
 use super::{Faults, Random, World};
+use pleach_store::rows::Direction;
 
 /// What was minted so far.
 #[derive(Debug)]
@@ -89,13 +91,14 @@ fn is_of_one_write(content: &[u8]) -> bool {
 }
 
 impl Minted {
-    pub(super) fn draw(seed: u64, faults: &Faults, wipes: bool, count: usize) -> Self {
+    pub(super) fn draw(seed: u64, faults: &Faults, wipes: bool, ways: &Ways, count: usize) -> Self {
         // A generator of its own: all else is drawn as without it.
         let mut random = Random::new(seed.rotate_left(32) ^ 0x006d_696e_7465_6400);
         let reader = random.once_in(2).then(|| random.index(count));
         let writer = (reader.is_none() && random.once_in(4)).then(|| random.index(count));
-        let (loses, late) = (faults.power, faults.disks.open_files);
-        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes;
+        // Who only sends puts what they see in place of what they never saw.
+        let (loses, late) = (faults.power, faults.disks.open_files || ways.any(Direction::Send));
+        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns();
         let heads = vec![None; count];
         let (named, deeds) = (BTreeSet::new(), Deeds::default());
         Self { reader, writer, pairs, loses, late, named, heads, deeds }
@@ -148,6 +151,8 @@ impl World {
         if self.minted.heads[n].replace(head) != Some(head) {
             let entries = node.entries()?;
             self.minted.named.extend(entries.values().flat_map(contents_of));
+            self.check_silent(n, &entries)?;
+            let node = &self.nodes[n];
             if !self.minted.pairs
                 && self.minted.only_reads(n)
                 && let Some((path, entry)) = entries.iter().find(|(_, entry)| is_written_by(entry, node.model.id))
@@ -155,10 +160,11 @@ impl World {
                 return Err(format!("n{n} minted '{path}', and nobody writes there: {entry:?}"));
             }
         }
-        if self.minted.pairs || self.minted.loses {
+        // What only receives files what was told to nobody.
+        if self.minted.pairs || self.minted.loses || self.ways.of(n) == Direction::Receive {
             return Ok(());
         }
-        let filed = node.model.disk.user().snapshot(true).into_iter().filter(|(path, seen)| {
+        let filed = self.nodes[n].model.disk.user().snapshot(true).into_iter().filter(|(path, seen)| {
             // What was found in staging is nobody's version.
             let version = path.strip_prefix(b".pleach/vault/").is_some_and(|name| !name.starts_with(b"found-"));
             version && seen.kind == Kind::File && seen.content.ends_with(b".")
@@ -177,7 +183,10 @@ impl World {
     pub(super) fn check_superseded(&mut self) -> Result<(), String> {
         let put = std::mem::take(&mut self.minted.deeds.put);
         let Minted { pairs, loses, late, .. } = self.minted;
-        let Some(node) = self.nodes.first().filter(|_| !pairs && !loses) else { return Ok(()) };
+        if pairs || loses {
+            return Ok(());
+        }
+        let node = &self.nodes[self.ways.reference()];
         let entries = node.entries()?;
         if self.minted.writers() == Some(1)
             && let Some((path, entry)) = entries.iter().find(|(_, entry)| is_in_conflict(entry))

@@ -19,6 +19,7 @@ use pleach_store::vfs::model::CrashKind;
 use super::disk::Trials;
 use super::events::{Look, Watch, Watching};
 use super::minted::Deeds;
+use super::ways::IN_THE_WAY;
 use crate::model::{ModelNode, ModelTree};
 
 type Mail = Arc<Mutex<VecDeque<(u64, ToSession)>>>;
@@ -160,9 +161,15 @@ impl SimNode {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && t.problems().is_empty())
+        // What users of one that only receives put in the way stays there, and is a problem.
+        let calm = |tree: &ModelTree| tree.problems().values().all(|why| why == IN_THE_WAY);
+        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && calm(t))
             && self.exchange.all_applied()
             && !self.exchange.is_asking()
+    }
+
+    pub(super) fn has_no_problems(&self) -> bool {
+        self.model.tree.as_ref().is_some_and(|tree| tree.problems().is_empty())
     }
 
     pub(super) fn problems(&self) -> String {
@@ -243,7 +250,7 @@ impl SimNode {
         self.start()
     }
 
-    fn end_process(&mut self) {
+    pub(super) fn end_process(&mut self) {
         self.close();
         self.exchange = fresh_exchange(self.model.id.0[0], &self.drawn);
     }
