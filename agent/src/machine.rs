@@ -86,6 +86,20 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
+/// Makes an empty file that says by being there, or removes it.
+///
+/// # Errors
+/// The disk's.
+pub fn set_flag(file: &Path, on: bool) -> io::Result<()> {
+    if on {
+        return fs::write(file, b"");
+    }
+    match fs::remove_file(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// An error with its causes, on one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

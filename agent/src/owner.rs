@@ -24,7 +24,7 @@ use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use crate::config::TreeConfig;
 use crate::exchange::{Exchange, PeerProgress, Tell, ToSession};
-use crate::machine::{chain, lock, random};
+use crate::machine::{chain, lock, random, set_flag};
 use crate::watch::Fact;
 
 mod command;
@@ -460,15 +460,7 @@ impl Keeper {
     /// Notes a pause so that it survives a restart.
     fn set_paused(&mut self, paused: bool) -> Result<(), CommandError> {
         let file = pause_file(&self.setup);
-        let noted = if paused {
-            std::fs::write(&file, b"")
-        } else {
-            match std::fs::remove_file(&file) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            }
-        };
-        noted.map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))?;
+        set_flag(&file, paused).map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))?;
         self.paused = paused;
         Ok(())
     }

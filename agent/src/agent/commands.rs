@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use super::{Agent, Parts};
 use crate::control::{Handler, Handling, Keep, RawPath, Replies, Reply, Request, path_field};
 use crate::failure::Failure;
-use crate::machine::lock;
+use crate::machine::{lock, set_flag};
 use crate::owner::{self, Command, CommandError, Event, LOG_LINES_MAX, LogLine, Outstanding, WaitHandle};
 use crate::peer::{PeerEvent, PeerState, PeerStatus};
 
@@ -334,15 +334,7 @@ impl Agent {
             return Err(Failure::usage(what, format!("there is no peer named '{}'", name.escape_debug())));
         }
         let file = self.peer_pause(name);
-        let noted = if paused {
-            std::fs::write(&file, b"")
-        } else {
-            match std::fs::remove_file(&file) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            }
-        };
-        noted.map_err(|error| Failure::done(what, format!("{}: {error}", file.display())))?;
+        set_flag(&file, paused).map_err(|error| Failure::done(what, format!("{}: {error}", file.display())))?;
         if let Some(peer) = node {
             peer.paused = paused;
             // A task that is stopping is as good as paused.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession, may_go_before_scan};
+use pleach_agent::machine::chain;
 use pleach_protocol::entry::{Entry, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, SessionError, TreeOffer};
@@ -592,14 +593,4 @@ impl SimNode {
         }
         Ok(())
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
