@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use pleach_protocol::wire::First;
 use pleach_store::rows::Direction;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -42,7 +43,7 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("tree", "name", Built::Yes),
     ("tree", "path", Built::Yes),
     ("tree", "direction", Built::Yes),
-    ("tree", "first", Built::Only("merge")),
+    ("tree", "first", Built::Yes),
     ("tree", "ignore", Built::Yes),
     ("tree", "settle", Built::Yes),
     ("tree", "open_files", Built::Yes),
@@ -143,6 +144,7 @@ impl TreeConfig {
             settle: Duration::ZERO,
             open_files: OpenFiles::After(Duration::from_secs(10)),
             direction: Direction::Both,
+            first: None,
             conflict_copies: false,
         }
     }
@@ -167,6 +169,8 @@ pub struct TreeConfig {
     pub open_files: OpenFiles,
     /// Which way changes go.
     pub direction: Direction,
+    /// Whose version counts where the tree pairs for the first time; none: the younger one.
+    pub first: Option<First>,
     /// Whether a conflict's loser also gets a visible copy.
     pub conflict_copies: bool,
 }
@@ -462,6 +466,15 @@ impl Reader<'_> {
                 "open_files" => {
                     let default = tree.open_files;
                     tree.open_files = self.checked("open_files", value, open_files).unwrap_or(default);
+                }
+                "first" => {
+                    let first = |text: &str| match text {
+                        "merge" => Ok(None),
+                        "send" => Ok(Some(First::Send)),
+                        "receive" => Ok(Some(First::Receive)),
+                        _ => Err(format!("'{text}' is none of merge, send, receive")),
+                    };
+                    tree.first = self.checked("first", value, first).unwrap_or_default();
                 }
                 "direction" => {
                     let direction = |text: &str| match text {

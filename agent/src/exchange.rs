@@ -17,6 +17,7 @@ use pleach_store::tree::{Life, Tree, TreeError, Want, WantId};
 use pleach_store::vfs::Vfs;
 
 mod barrier;
+mod first;
 mod relay;
 
 pub use barrier::{Barrier, BarrierError};
@@ -110,6 +111,8 @@ struct Stream<T> {
     peer_stuck: u32,
     /// Heads that were asked for and came, by the caller's number.
     heads: BTreeMap<u64, u64>,
+    /// Who waits for whose whole index in this session.
+    first: first::Standing,
     counted: Option<Counted>,
 }
 
@@ -168,6 +171,7 @@ impl<T> Default for Stream<T> {
             peer_applied: 0,
             peer_stuck: 0,
             heads: BTreeMap::new(),
+            first: first::Standing::default(),
             counted: None,
         }
     }
@@ -269,6 +273,7 @@ impl<T: Tell> Exchange<T> {
                 stream.say(|tree| Input::Merged { tree, upto });
             }
             stream.say(|tree| Input::Head { tree, seq: head });
+            stream.tell_first(tree.waits(), head);
             let mut reached = stream.applied.0;
             while let Some((theirs, _)) = stream.to_apply.front().copied().filter(|(_, ours)| *ours <= applied) {
                 reached = theirs;
@@ -398,6 +403,7 @@ impl<T: Tell> Stream<T> {
         self.to_apply.clear();
         self.applied = (0, 0);
         self.heads.clear();
+        self.first = first::Standing::default();
     }
 
     /// Tells the session something; false where there is none.
@@ -498,6 +504,8 @@ impl<T: Tell> Exchange<T> {
                     stream.heads.insert(id, seq);
                 }
             }
+            Output::PeerWaits { first, .. } => self.peer_waits(peer, first),
+            Output::PeerWhole { upto, .. } => self.peer_is_whole(peer, upto),
             Output::TooLarge { path, .. } => {
                 tree.note_problem(&path, "it has too many versions for one message: resolve its conflicts");
             }
@@ -567,6 +575,7 @@ impl<T: Tell> Exchange<T> {
     /// # Errors
     /// The tree's.
     pub fn apply<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>) -> Result<(), TreeError> {
+        self.settle_first(tree)?;
         for want in tree.apply()? {
             self.ask(tree, want, Vec::new())?;
         }

@@ -684,7 +684,11 @@ impl Running<'_> {
         status.pushes.clone_from(&self.keeper.pushes);
         status.hooks = hooks;
         (status.received, status.received_bytes) = (received, received_bytes);
-        status.phase = if self.keeper.paused { Phase::Paused } else { Phase::Watching };
+        status.phase = match (self.keeper.paused, self.tree.waits()) {
+            (true, _) => Phase::Paused,
+            (false, Some(_)) => Phase::Scanning,
+            (false, None) => Phase::Watching,
+        };
         Ok(())
     }
 }

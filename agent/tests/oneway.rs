@@ -109,3 +109,72 @@ fn what_is_heard_is_passed_on_whichever_way_a_node_goes() {
         assert_eq!(nodes[1].read("small").is_some(), way == "receive");
     }
 }
+
+/// What both have to begin with: two differ, `a`'s are younger; each has one that the other lacks.
+fn fill(pair: &Pair) {
+    for (node, other) in [(&pair.b, "a"), (&pair.a, "b")] {
+        node.write("same", "same");
+        node.write("differs", &node.name);
+        node.write(&format!("not-on-{other}"), &node.name);
+        let age = std::time::Duration::from_secs(if node.name == "a" { 1_000 } else { 2_000 });
+        let file = fs::File::options().write(true).open(node.at("differs")).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+    }
+}
+
+/// CONTRACT.md, `first`: each pair of settings.
+#[test]
+fn the_first_pairing_goes_as_both_sides_say() {
+    let words = ["merge", "send", "receive"];
+    for (first_a, first_b) in words.iter().flat_map(|a| words.map(|b| (*a, b))) {
+        let mut pair = Pair::new();
+        for (node, first) in [(&mut pair.a, first_a), (&mut pair.b, first_b)] {
+            node.reword("name = \"t\"\n", &format!("name = \"t\"\nfirst = \"{first}\"\n"));
+        }
+        fill(&pair);
+        let pair = pair.start();
+        let what = format!("a {first_a}, b {first_b}");
+        until(&format!("{what}: both paired"), || {
+            [&pair.a, &pair.b].iter().all(|node| node.tree_status("t")["state"] == "watching")
+        });
+        pair.wait();
+        let (wins, kept_a, kept_b) = match (first_a, first_b) {
+            (a, b) if a == b => ("a", true, true),
+            ("send", "merge") => ("a", true, true),
+            ("merge", "send") => ("b", true, true),
+            ("receive", "merge") => ("b", false, true),
+            ("merge", "receive") => ("a", true, false),
+            // Whoever waits counts as empty for one that sends; the other then receives all.
+            ("send", _) => ("a", true, false),
+            _ => ("b", false, true),
+        };
+        assert_eq!(pair.a.read("differs").as_deref(), Some(wins), "{what}");
+        assert_eq!(pair.b.read("not-on-b").is_some(), kept_a, "{what}: what only a had");
+        assert_eq!(pair.a.read("not-on-a").is_some(), kept_b, "{what}: what only b had");
+        let both = || {
+            pair.a.rows(&["versions", pair.a.root().to_str().unwrap()]).len()
+                + pair.b.rows(&["versions", pair.b.root().to_str().unwrap()]).len()
+        };
+        assert_eq!(both(), 1 + usize::from(!kept_a) + usize::from(!kept_b), "{what}: what gave way is in a vault");
+    }
+}
+
+/// A root that waits says so, and a wait does not pass it by.
+#[test]
+fn a_root_that_waits_for_a_peer_says_so() {
+    let mut pair = Pair::new();
+    pair.a.reword("name = \"t\"\n", "name = \"t\"\nfirst = \"receive\"\n");
+    pair.a.write("mine", "mine");
+    pair.a.start();
+    until("it waits", || pair.a.tree_status("t")["state"] == "scanning");
+    assert!(pair.a.fails(&["wait", "--timeout", "1"]).contains("waits for the first peer"));
+    pair.a.kill();
+    pair.a.start();
+    assert_eq!(pair.a.tree_status("t")["state"], "scanning");
+    assert_eq!(pair.a.read("mine").as_deref(), Some("mine"));
+    pair.b.write("theirs", "theirs");
+    pair.b.start();
+    until("it follows", || pair.a.read("theirs").is_some() && pair.a.read("mine").is_none());
+    pair.wait();
+    assert_eq!(pair.a.rows(&["versions", pair.a.root().to_str().unwrap()]).len(), 1);
+}

@@ -252,6 +252,16 @@ impl Session {
                     self.transmit(&Message::Head { tree, id, seq });
                 }
             }
+            Input::Waits { tree, first } => {
+                if let Some(tree) = self.theirs(tree) {
+                    self.transmit(&Message::Waits { tree, first });
+                }
+            }
+            Input::Whole { tree, upto } => {
+                if let Some(tree) = self.theirs(tree) {
+                    self.transmit(&Message::Whole { tree, upto });
+                }
+            }
             Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
@@ -366,6 +376,16 @@ impl Session {
             Message::Head { tree, id, seq } => {
                 let (tree, _) = self.stream(tree)?;
                 self.outputs.push_back(Output::PeerHead { tree, id, seq });
+                Ok(())
+            }
+            Message::Waits { tree, first } => {
+                let (tree, _) = self.stream(tree)?;
+                self.outputs.push_back(Output::PeerWaits { tree, first });
+                Ok(())
+            }
+            Message::Whole { tree, upto } => {
+                let (tree, _) = self.stream(tree)?;
+                self.outputs.push_back(Output::PeerWhole { tree, upto });
                 Ok(())
             }
             Message::Bye { reason } => Err(SessionError::Bye(shown(&reason))),

@@ -17,7 +17,7 @@ pub use hello::{Cursor, Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
 /// The version of the messages. 1: first. 2: contents are asked for from where they broke off.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// The longest frame body on a link, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// About how much an index batch carries, in bytes.
@@ -198,6 +198,29 @@ pub enum Message {
         /// The first bytes of the hashes of parts that the sender has.
         known: Vec<[u8; 8]>,
     },
+    /// Control: the sender's tree waits for the first whole index, to pair with it.
+    Waits {
+        /// The tree.
+        tree: u16,
+        /// Whose version counts there.
+        first: First,
+    },
+    /// Control: all that the sender's disk holds is in its journal up to here; it waits for nobody.
+    Whole {
+        /// The tree.
+        tree: u16,
+        /// A position of the sender's journal.
+        upto: u64,
+    },
+}
+
+/// Whose version counts where a tree pairs for the first time, and both sides have something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub enum First {
+    /// The one of the node that waits.
+    Send,
+    /// The other's.
+    Receive,
 }
 
 impl Message {

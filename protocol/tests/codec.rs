@@ -15,7 +15,7 @@ use pleach_protocol::version::{Actor, VersionVector};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::packed::{self, ActorRow, PackedEntry};
 use pleach_protocol::wire::{
-    Bytes, Cursor, FRAME_BYTES_MAX, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, frame,
+    Bytes, Cursor, FRAME_BYTES_MAX, First, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -163,6 +163,8 @@ fn messages() -> impl Strategy<Value = Message> {
         1 => prop_oneof![Just(Message::Ping), Just(Message::Pong)],
         1 => (tree(), number()).prop_map(|(tree, id)| Message::AskHead { tree, id }),
         1 => (tree(), number(), number()).prop_map(|(tree, id, seq)| Message::Head { tree, id, seq }),
+        1 => tree().prop_map(|tree| Message::Waits { tree, first: First::Receive }),
+        1 => (tree(), number()).prop_map(|(tree, upto)| Message::Whole { tree, upto }),
         1 => text().prop_map(|reason| Message::Bye { reason }),
         1 => text().prop_map(|text| Message::Notice { text }),
     ]

@@ -171,6 +171,8 @@ pub struct DirectionRow {
     pub direction: Direction,
     /// The tree received only until then, and not all of what was changed meanwhile is paired.
     pub pairs_locals: bool,
+    /// The root waits for a peer's whole index, to pair with it.
+    pub waits: bool,
 }
 
 /// All that is known of one path here.

@@ -13,6 +13,7 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::State;
+use pleach_protocol::wire::First;
 
 use crate::ignore::IgnoreRules;
 use crate::index::{Index, IndexError};
@@ -33,6 +34,7 @@ mod exchange;
 mod expire;
 mod fallback;
 mod fetch;
+mod first;
 mod hands;
 mod hooks;
 mod local;
@@ -97,6 +99,8 @@ pub struct TreeOptions {
     pub settle: Duration,
     /// Which way changes go.
     pub direction: Direction,
+    /// Whose version counts where a root pairs for the first time; none: the younger one, and the other is a conflict.
+    pub first: Option<First>,
     /// Whether a conflict's loser also gets a visible copy, made where it was written.
     pub copies: bool,
     /// This machine's boot id.
@@ -172,6 +176,10 @@ pub struct Tree<V: Vfs, K: Kv> {
     locals: u64,
     /// The tree received only, and what was changed meanwhile is to pair.
     pairs_locals: bool,
+    /// The root waits for a peer's whole index.
+    waits: bool,
+    /// It pairs with one that came.
+    follows: Option<First>,
 }
 
 /// What [`TreeOptions::resumable_bytes_min`] is on a real node: less is sent again in a moment.
@@ -278,8 +286,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             brought: fallback::Sent::new(),
             locals: 0,
             pairs_locals: false,
+            waits: false,
+            follows: None,
         };
         tree.index.put_name(actor, &name);
+        tree.wait_for_first(replaced)?;
         tree.agree_with_root(replaced)?;
         tree.recover(crashed)?;
         tree.settle_direction()?;

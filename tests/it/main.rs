@@ -5,6 +5,7 @@
 mod crash;
 mod delta;
 mod direction;
+mod first;
 mod fuzz;
 mod histories;
 mod hooks;

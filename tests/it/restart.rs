@@ -71,6 +71,7 @@ impl Node {
             approved: false,
             settle: std::time::Duration::ZERO,
             copies: false,
+            first: None,
             direction: pleach_store::rows::Direction::Both,
             expected_root: None,
             boot: self.disk.boot().to_be_bytes().to_vec(),

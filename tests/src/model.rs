@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::NodeId;
+use pleach_protocol::wire::First;
 use pleach_store::chunks::ChunkSizes;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
@@ -38,6 +39,8 @@ pub struct ModelNode {
     pub root_id: Option<Vec<u8>>,
     /// Which way its changes go, from its next start on.
     pub direction: Direction,
+    /// Whose version counts at its first pairing.
+    pub first: Option<First>,
     ignore: Vec<String>,
     starts: u64,
 }
@@ -57,6 +60,7 @@ impl ModelNode {
             approved: false,
             root_id: None,
             direction: Direction::Both,
+            first: None,
             ignore: Vec::new(),
             starts: 0,
         }
@@ -104,6 +108,7 @@ impl ModelNode {
             settle: std::time::Duration::ZERO,
             copies: false,
             direction: self.direction,
+            first: self.first,
             expected_root: self.root_id.clone(),
             boot: self.disk.boot().to_be_bytes().to_vec(),
             booted: self.disk.booted(),

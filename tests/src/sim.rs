@@ -259,8 +259,10 @@ impl World {
                 node.model.disk.advance(i64::try_from(random.below(3)).unwrap_or(0) * 86_400_000_000_000);
             }
         }
-        let ways = Ways::draw(plan.seed, count);
+        let once = !(faults.lost_stores || faults.disks.can_lose() || life.wipes);
+        let ways = Ways::draw(plan.seed, count, once);
         for (n, node) in nodes.iter_mut().enumerate() {
+            node.model.first = ways.first(n);
             node.model.direction = ways.of(n);
         }
         let minted = Minted::draw(plan.seed, &faults, life.wipes, &ways, count);
@@ -320,6 +322,7 @@ impl World {
         for line in self.lines.iter_mut().filter(|l| l.ends.contains(&late)) {
             line.enabled = false;
         }
+        self.fill_first()?;
         let peers = self.peers();
         for (node, peers) in self.nodes.iter_mut().zip(peers).take(late) {
             node.peers = peers;
@@ -485,7 +488,7 @@ impl World {
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);
         let mut deeds = Deeds::default();
         deeds.note(&before, &self.nodes[n].model.seen());
-        if self.ways.of(n) == Direction::Receive {
+        if self.is_theirs_alone(n) {
             self.rest.put_only(put);
         } else {
             self.minted.hear_of(deeds);
@@ -540,7 +543,7 @@ impl World {
     fn hear_of_users(&mut self, n: usize) {
         let (made, deeds) = self.nodes[n].hear_of_users();
         made.iter().for_each(|content| self.rest.wrote(content));
-        if self.ways.of(n) != Direction::Receive {
+        if !self.is_theirs_alone(n) {
             self.minted.hear_of(deeds);
         }
     }

@@ -61,6 +61,9 @@ impl<T: Tell> Exchange<T> {
         barrier: &mut Barrier,
     ) -> Result<Vec<String>, BarrierError> {
         let mut left = stuck_here(tree);
+        if tree.waits().is_some() {
+            left.push("the tree waits for the first peer whose whole index arrives (first in its config)".to_owned());
+        }
         for (peer, name) in self.names.clone() {
             match self.state(peer) {
                 StreamState::Absent => continue,

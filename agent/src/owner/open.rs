@@ -85,6 +85,8 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
         resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
         cuts: pleach_store::tree::Cuts::default(),
         direction: setup.config.direction,
+        // Without an agent as its peer there is nobody to wait for.
+        first: setup.config.first.filter(|_| !setup.takers.peers.is_empty()),
         copies: setup.config.conflict_copies,
     };
     let mut tree = Tree::open(UnixVfs::new(root.clone()), kv, Box::new(now), options)?;

@@ -181,7 +181,8 @@ impl Running<'_> {
     pub(super) fn tell_pushes(&self) {
         let quiet = !self.looks.has_kept() && self.tree.is_quiet();
         let applied = Applied { seq: self.tree.applied(), quiet };
-        let applied = if self.keeper.paused { None } else { Some(applied) };
+        // Nothing is known of a root that waits to pair: all that lies there would count as not here.
+        let applied = if self.keeper.paused || self.tree.waits().is_some() { None } else { Some(applied) };
         self.keeper.applied.send_if_modified(|told| std::mem::replace(told, applied) != applied);
     }
 

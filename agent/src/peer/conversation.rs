@@ -495,6 +495,8 @@ const fn tree_of(output: &Output) -> Option<usize> {
         | Output::PeerApplied { tree, .. }
         | Output::HeadAsked { tree, .. }
         | Output::PeerHead { tree, .. }
+        | Output::PeerWaits { tree, .. }
+        | Output::PeerWhole { tree, .. }
         | Output::TooLarge { tree, .. } => Some(*tree),
     }
 }

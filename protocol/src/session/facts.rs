@@ -9,7 +9,7 @@ use crate::version::{Actor, NodeId};
 use crate::wire::packed::EntryError;
 #[cfg(doc)]
 use crate::wire::{self, hello};
-use crate::wire::{Cursor, HelloError, Incarnation, LinkRole as Link, Standing};
+use crate::wire::{Cursor, First, HelloError, Incarnation, LinkRole as Link, Standing};
 
 /// A point on a clock that only goes forward, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -125,6 +125,20 @@ pub enum Input {
         id: u64,
         /// Our durable head.
         seq: u64,
+    },
+    /// Our tree waits for the first whole index.
+    Waits {
+        /// The tree.
+        tree: usize,
+        /// Whose version counts here.
+        first: First,
+    },
+    /// The answer to [`Output::PeerWaits`], once all that our disk holds is in our journal.
+    Whole {
+        /// The tree.
+        tree: usize,
+        /// Up to here.
+        upto: u64,
     },
     /// The answer to [`Output::ReadRows`].
     Rows {
@@ -247,6 +261,20 @@ pub enum Output {
         tree: usize,
         /// What the peer says.
         standing: Standing,
+    },
+    /// The peer's tree waits for the first whole index.
+    PeerWaits {
+        /// The tree.
+        tree: usize,
+        /// Whose version counts there.
+        first: First,
+    },
+    /// The peer's journal is whole.
+    PeerWhole {
+        /// The tree.
+        tree: usize,
+        /// Up to here.
+        upto: u64,
     },
     /// Read our journal: answered by [`Input::Rows`]. The rows must be read no earlier than this
     /// output was polled. One at a time for each tree.

@@ -69,19 +69,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.apply.rewind();
             self.index.lower_applied(0);
         }
-        let row = DirectionRow { direction: now, pairs_locals: self.pairs_locals };
+        let row = DirectionRow { direction: now, pairs_locals: self.pairs_locals, waits: self.waits };
         if row != last {
             self.index.put_other(key, &row);
         }
         self.count_locals()
     }
 
-    /// All of the tree was looked at: what was changed while it only received is paired.
-    pub(super) fn end_pairing_of_locals(&mut self) {
-        if std::mem::take(&mut self.pairs_locals) {
-            let row = DirectionRow { direction: self.options.direction, pairs_locals: false };
-            self.index.put_other(vec![Space::Direction as u8], &row);
+    /// All of the tree was looked at: what was changed while it only received is paired, and the peer that was waited
+    /// for is followed.
+    pub(super) fn end_pairing(&mut self) -> Result<(), TreeError> {
+        (self.pairs_locals, self.follows) = (false, None);
+        let key = vec![Space::Direction as u8];
+        let row = DirectionRow { direction: self.options.direction, ..DirectionRow::default() };
+        if self.index.other::<DirectionRow>(&key)?.unwrap_or_default() != row {
+            self.index.put_other(key, &row);
         }
+        Ok(())
     }
 
     /// Lets all that is noted as local pair: what is there meets what peers have by its time, what was removed is

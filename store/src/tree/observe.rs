@@ -64,7 +64,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         rehash: bool,
         take_open: bool,
     ) -> Result<Observed, TreeError> {
-        if self.options.ignore.ignored(path, false) {
+        if self.waits || self.options.ignore.ignored(path, false) {
             return Ok(Observed::Skipped);
         }
         let row = self.index.row(path)?;
@@ -196,9 +196,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.leave_link(path, was.inode);
         }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
+        let differs = matches!(outcome, Observation::Changed | Observation::Local);
+        if let Some(found) = found.filter(|_| differs && pairing != Pairing::No)
+            && let Some(paired) = self.pair_first(path, &row, found)?
+        {
+            return Ok(paired);
+        }
         let shown = match outcome {
             Observation::Unchanged => {
                 self.end_local(path)?;
+                if entry.is_none() && disk.is_some() && row.shown.is_some() {
+                    // It was found by a root that follows a peer who does not have it (`first`), and is found
+                    // again until it is gone: no journal leads here.
+                    provisional = true;
+                    self.take_up(path, row.seq);
+                }
                 // Only a directory's time may differ, where the tree only receives: it is looked at again.
                 let moved = |disk: &State| disk.value == Value::Dir && Some(disk) != old.shown.state.as_ref();
                 provisional |= self.receives_only() && disk.is_some_and(moved);

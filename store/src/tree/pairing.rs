@@ -123,7 +123,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The store's, or the disk's.
     pub fn mark_last(&mut self) -> Result<(), TreeError> {
         let mark = (self.index.meta().head, self.options.start);
-        if self.index.meta().last == mark {
+        // A root that waits to pair has not paired.
+        if self.waits || self.index.meta().last == mark {
             return Ok(());
         }
         // Never into a directory that took the root's place.
@@ -138,6 +139,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.write_last(mark).map_err(|source| TreeError::Disk { what: "writing .pleach/last", source })?;
         self.index.meta_mut().last = mark;
         Ok(self.index.flush()?)
+    }
+
+    /// Whether no life of a store left its mark on this root.
+    pub(super) fn is_unmarked(&self) -> Result<bool, TreeError> {
+        let file = self.read_last().map_err(|source| TreeError::Disk { what: "reading .pleach/last", source })?;
+        Ok(file.is_none() && self.index.meta().last == (0, 0))
     }
 
     fn read_last(&self) -> io::Result<Option<Mark>> {

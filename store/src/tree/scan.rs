@@ -76,6 +76,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn scan_on(&mut self, scan: &mut Scan, entries: u64) -> Result<bool, TreeError> {
+        if self.waits {
+            return Ok(true);
+        }
         self.walk_on(scan, entries)?;
         if !scan.stack.is_empty() {
             return Ok(false);
@@ -86,7 +89,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !self.index.meta().paired {
             self.index.meta_mut().paired = true;
         }
-        self.end_pairing_of_locals();
+        self.end_pairing()?;
         Ok(true)
     }
 
@@ -102,6 +105,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn walk_on(&mut self, scan: &mut Scan, entries: u64) -> Result<(), TreeError> {
         let place = self.enter()?;
+        if self.waits {
+            return Ok(());
+        }
         scan.root.get_or_insert_with(|| self.identity.clone());
         let enough = scan.stats.entries.saturating_add(entries);
         while scan.stats.entries < enough
@@ -378,6 +384,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn catch_up(&mut self) -> Result<Vec<TreePath>, TreeError> {
+        if self.waits {
+            // All is looked at when it pairs.
+            self.dirty.clear();
+            return Ok(Vec::new());
+        }
         if self.scan_due || self.links_due.is_some_and(|due| is_due(due, self.now())) {
             self.scan()?;
         }
@@ -442,6 +453,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn scan_children(&mut self, dir: &TreePath) -> Result<ScanStats, TreeError> {
         let place = self.enter()?;
         let mut stats = ScanStats::default();
+        if self.waits {
+            return Ok(stats);
+        }
         let in_doubt = self.directories_in_doubt().contains(dir);
         self.scan_dir(&place, dir, in_doubt, &mut stats)?;
         Ok(stats)

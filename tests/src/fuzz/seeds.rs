@@ -7,7 +7,7 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
-use pleach_protocol::wire::{Bytes, LinkRole, Message, frame};
+use pleach_protocol::wire::{Bytes, First, LinkRole, Message, frame};
 use pleach_store::rows::{self, Space, Stamp};
 
 use super::session;
@@ -72,6 +72,8 @@ pub fn messages() -> Vec<Message> {
         Message::Pong,
         Message::AskHead { tree, id: 9 },
         Message::Head { tree, id: 9, seq: 400 },
+        Message::Waits { tree, first: First::Send },
+        Message::Whole { tree, upto: 400 },
         Message::Bye { reason: reason.clone() },
         Message::Notice { text: reason },
     ]

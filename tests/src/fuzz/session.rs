@@ -12,8 +12,8 @@ use pleach_protocol::session::{
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::{
-    ActorRow, Bytes, CONTENT_BYTES_MAX, Cursor, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello,
-    WIRE_VERSION, packed,
+    ActorRow, Bytes, CONTENT_BYTES_MAX, Cursor, First, FrameReader, Hello, IndexRow, LinkRole, Message, Standing,
+    TreeHello, WIRE_VERSION, packed,
 };
 
 /// The most outputs that one input may give rise to: requests of one side and reads, acks beside.
@@ -257,6 +257,8 @@ fn message(source: &mut Source<'_>) -> Message {
             Message::RequestManifest { tree, request: number, path: path(1), hash: [1; 32], size, known }
         }
         13 => Message::Head { tree, id: number, seq: source.number() },
+        14 => Message::Waits { tree, first: First::Send },
+        15 => Message::Whole { tree, upto: number },
         _ => [Message::Ping, Message::Pong, Message::Notice { text: String::from_utf8_lossy(source.bytes()).into() }]
             .into_iter()
             .nth(usize::from(source.byte() % 3))

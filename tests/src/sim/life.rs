@@ -185,7 +185,11 @@ impl World {
     /// Somebody waits: what they see is to survive, once they are told so.
     pub(super) fn begin_wait(&mut self, n: usize) -> Result<(), String> {
         // A store through a mapping shows in no stamp before it is written back: nobody could wait for it.
-        if !self.nodes[n].is_up() || self.nodes[n].paused || self.nodes[n].trials.has_open_files() {
+        if !self.nodes[n].is_up()
+            || self.nodes[n].waits()
+            || self.nodes[n].paused
+            || self.nodes[n].trials.has_open_files()
+        {
             return Ok(());
         }
         let seen = self.nodes[n].model.seen();

@@ -97,7 +97,7 @@ impl Minted {
         let reader = random.once_in(2).then(|| random.index(count));
         let writer = (reader.is_none() && random.once_in(4)).then(|| random.index(count));
         // Who only sends puts what they see in place of what they never saw.
-        let (loses, late) = (faults.power, faults.disks.open_files || ways.any(Direction::Send));
+        let (loses, late) = (faults.power, faults.disks.open_files || ways.any(Direction::Send) || ways.any_first());
         let pairs = faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns();
         let heads = vec![None; count];
         let (named, deeds) = (BTreeSet::new(), Deeds::default());
@@ -161,7 +161,11 @@ impl World {
             }
         }
         // What only receives files what was told to nobody.
-        if self.minted.pairs || self.minted.loses || self.ways.of(n) == Direction::Receive {
+        if self.minted.pairs
+            || self.minted.loses
+            || self.ways.of(n) == Direction::Receive
+            || self.ways.first(n).is_some()
+        {
             return Ok(());
         }
         let filed = self.nodes[n].model.disk.user().snapshot(true).into_iter().filter(|(path, seen)| {

@@ -169,6 +169,11 @@ impl SimNode {
             && !self.exchange.is_asking()
     }
 
+    /// Whether it waits for a peer's whole index.
+    pub(super) fn waits(&self) -> bool {
+        self.model.tree.as_ref().is_some_and(|tree| tree.waits().is_some())
+    }
+
     pub(super) fn has_no_problems(&self) -> bool {
         self.model.tree.as_ref().is_some_and(|tree| tree.problems().is_empty())
     }

@@ -7,6 +7,7 @@ use pleach_protocol::mint::agrees;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::Actor;
 use pleach_protocol::view::State;
+use pleach_protocol::wire::First;
 use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
@@ -24,6 +25,8 @@ pub(super) const IN_THE_WAY: &str = "a directory stands there with files that we
 #[derive(Debug)]
 pub(super) struct Ways {
     of: Vec<Direction>,
+    /// Whose version counts where nodes pair for the first time.
+    first: Vec<Option<First>>,
     /// Nodes turn now and then.
     turns: bool,
     /// Starts of nodes while they only received: nothing of theirs is told to anybody.
@@ -33,9 +36,11 @@ pub(super) struct Ways {
 }
 
 impl Ways {
-    pub(super) fn draw(seed: u64, count: usize) -> Self {
+    /// `once`: a root pairs once, at its first start.
+    pub(super) fn draw(seed: u64, count: usize, once: bool) -> Self {
         let mut random = Self::random(seed, 0);
         let mut of = vec![Direction::Both; count];
+        let mut first = vec![None; count];
         let some = seed % SEEDS == SEEDS - 1;
         if some {
             // One node does both, always: what it shows is what all are to show.
@@ -46,7 +51,13 @@ impl Ways {
             of.swap(0, anchor);
         }
         let turns = some && random.once_in(2);
-        Self { of, turns, silent: BTreeSet::new(), locals: vec![BTreeSet::new(); count] }
+        if some && once {
+            let anchor = of.iter().position(|way| *way == Direction::Both);
+            for (_, first) in first.iter_mut().enumerate().filter(|(n, _)| Some(*n) != anchor) {
+                *first = [None, None, Some(First::Send), Some(First::Receive)][random.index(4)];
+            }
+        }
+        Self { of, first, turns, silent: BTreeSet::new(), locals: vec![BTreeSet::new(); count] }
     }
 
     /// A generator of its own: all else is drawn as without it.
@@ -61,6 +72,15 @@ impl Ways {
     /// Whether some node goes, or may go, this way.
     pub(super) fn any(&self, way: Direction) -> bool {
         self.of.contains(&way) || self.turns && way != Direction::Both
+    }
+
+    pub(super) fn first(&self, n: usize) -> Option<First> {
+        self.first[n]
+    }
+
+    /// Whether some node's version counts in place of what it never saw.
+    pub(super) fn any_first(&self) -> bool {
+        self.first.iter().any(Option::is_some)
     }
 
     pub(super) const fn turns(&self) -> bool {
@@ -136,6 +156,22 @@ impl SimNode {
 }
 
 impl World {
+    /// Whether what users of a node do there may stay theirs alone, or be gone without their doing.
+    pub(super) fn is_theirs_alone(&self, n: usize) -> bool {
+        let waits = || self.nodes[n].waits() || !self.nodes[n].joined;
+        self.ways.of[n] == Direction::Receive || self.ways.first[n] == Some(First::Receive) && waits()
+    }
+
+    /// Users of nodes that wait for a peer's index, or give theirs, have something there before.
+    pub(super) fn fill_first(&mut self) -> Result<(), String> {
+        for n in (0..self.nodes.len()).filter(|n| self.ways.first[*n].is_some()).collect::<Vec<_>>() {
+            for _ in 0..self.random.below(5) {
+                self.user_acts(n)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A node turns now and then, in seeds where they do.
     pub(super) fn turn_ways(&mut self) -> Result<(), String> {
         let mut random = Ways::random(self.plan.seed, self.step);
@@ -145,7 +181,11 @@ impl World {
         let n = random.index(self.nodes.len());
         let way = draw_way(&mut random);
         let node = &self.nodes[n];
-        let able = node.is_up() && node.model.disk.is_mounted() && !node.model.disk.crashed() && !node.model.approved;
+        let able = node.is_up()
+            && !node.waits()
+            && node.model.disk.is_mounted()
+            && !node.model.disk.crashed()
+            && !node.model.approved;
         if n == self.ways.reference() || way == self.ways.of[n] || !able {
             return Ok(());
         }
