@@ -28,6 +28,7 @@ use crate::push::Gate;
 use crate::ssh::{Listener, PublicKey, SshLink};
 
 mod commands;
+mod forget;
 mod hooks;
 mod pushes;
 mod run;
@@ -188,6 +189,7 @@ impl Agent {
     /// # Errors
     /// A thread cannot be started; the rest goes on.
     fn adapt(self: &Arc<Self>, config: &Config) -> Result<(), Failure> {
+        let (whole, config) = (config, &self.without_forgotten(config));
         let setups = peer_setups(config);
         let hooks = hooks::hook_setups(config, &self.state);
         let mut parts = lock(&self.parts);
@@ -258,6 +260,8 @@ impl Agent {
         parts.peers = peers;
         self.adapt_pushes(&mut parts, daemons, &changed);
         self.adapt_hooks(&mut parts, hooks, &changed);
+        drop(parts);
+        self.settle_forgotten(whole);
         Ok(())
     }
 

@@ -91,12 +91,14 @@ pub enum Request {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Ends a tree or a peer for good; the rows are the tree's conflicts.
+    Forget { tree: Option<String>, peer: Option<String> },
     /// Takes a replaced root as new; lets a daemon's first check that deletes go on.
     Approve { tree: Option<String>, peer: Option<String> },
 }
 
 /// The words that [`Request`]s go by: the values of `do`, which are also the commands' names.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "status",
     "wait",
     "log",
@@ -109,6 +111,7 @@ const NAMES: [&str; 13] = [
     "pause",
     "resume",
     "push",
+    "forget",
     "approve",
 ];
 
@@ -129,6 +132,7 @@ impl Request {
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
             Self::Push { .. } => "push",
+            Self::Forget { .. } => "forget",
             Self::Approve { .. } => "approve",
         }
     }
@@ -252,6 +256,7 @@ mod tests {
             Request::Pause { tree: None, peer: Some("p".into()) },
             Request::Resume { tree: None, peer: None },
             Request::Push { peer: "p".into(), dry_run: true },
+            Request::Forget { tree: None, peer: Some("b".into()) },
             Request::Approve { tree: None, peer: None },
         ];
         assert_eq!(requests.each_ref().map(Request::name), NAMES);

@@ -203,6 +203,18 @@ enum Ask {
         #[arg(long)]
         json: bool,
     },
+    /// Ends a tree or a peer for good: of a tree its .pleach goes, too, with all versions in its vault; its conflicts are listed.
+    Forget {
+        /// This tree.
+        #[arg(long, value_name = "TREE", required_unless_present = "peer", conflicts_with = "peer")]
+        tree: Option<String>,
+        /// This peer.
+        #[arg(long, value_name = "PEER")]
+        peer: Option<String>,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Takes a root that was replaced as new: it is filled again, nothing is deleted. With --peer: a mirror's first
     /// check may delete.
     Approve(Target),
@@ -220,7 +232,7 @@ struct Target {
 }
 
 /// The contract's commands that are not built yet: refused by name.
-const LATER: [&str; 4] = ["reject", "forget", "bridge", "join"];
+const LATER: [&str; 3] = ["reject", "bridge", "join"];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -285,6 +297,7 @@ impl Ask {
             | Self::Problems { json, .. }
             | Self::Conflicts { json, .. }
             | Self::Versions { json, .. }
+            | Self::Forget { json, .. }
             | Self::Push { json, .. } => *json,
             _ => false,
         }
@@ -312,6 +325,7 @@ impl Ask {
             Self::Pause(Target { tree, peer }) => Request::Pause { tree, peer },
             Self::Resume(Target { tree, peer }) => Request::Resume { tree, peer },
             Self::Push { name, dry_run, .. } => Request::Push { peer: name, dry_run },
+            Self::Forget { tree, peer, .. } => Request::Forget { tree, peer },
             Self::Approve(Target { tree, peer }) => Request::Approve { tree, peer },
         })
     }

@@ -32,8 +32,8 @@ const NAMED_MAX: usize = 10;
 
 /// A tree as commands address it.
 #[derive(Clone, Debug)]
-struct Target {
-    name: String,
+pub(super) struct Target {
+    pub(super) name: String,
     path: PathBuf,
     inbox: Sender<Event>,
 }
@@ -90,6 +90,7 @@ impl Handler for Agent {
                 Request::Resume { tree, peer } => self.pause(what, false, tree.as_deref(), peer.as_deref()).await,
                 Request::Push { peer, dry_run } => self.push(&peer, dry_run, &replies).await,
                 Request::Approve { tree, peer } => self.approve(tree.as_deref(), peer.as_deref()).await,
+                Request::Forget { tree, peer } => self.forget(tree.as_deref(), peer.as_deref(), &replies).await,
             }
         })
     }
@@ -101,7 +102,11 @@ impl Handler for Agent {
 
 impl Target {
     /// Asks the tree's owner.
-    async fn ask<T>(&self, what: &str, command: impl FnOnce(owner::Reply<T>) -> Command) -> Result<T, Failure> {
+    pub(super) async fn ask<T>(
+        &self,
+        what: &str,
+        command: impl FnOnce(owner::Reply<T>) -> Command,
+    ) -> Result<T, Failure> {
         self.ask_owner(command).await.map_err(|error| self.failure(what, &error))
     }
 
@@ -125,7 +130,7 @@ impl Target {
 
 impl Agent {
     /// The trees that are meant: one by its name, or all.
-    fn targets(&self, what: &str, name: Option<&str>) -> Result<Vec<Target>, Failure> {
+    pub(super) fn targets(&self, what: &str, name: Option<&str>) -> Result<Vec<Target>, Failure> {
         let parts = lock(&self.parts);
         let meant = parts.trees.iter().filter(|o| name.is_none_or(|name| o.name == name));
         let found: Vec<Target> =
@@ -365,7 +370,7 @@ impl Agent {
     }
 }
 
-async fn send(replies: &Replies, row: Value) {
+pub(super) async fn send(replies: &Replies, row: Value) {
     // A client that is gone cancels the request.
     replies.send(Reply::Row(row)).await.ok();
 }
@@ -396,7 +401,7 @@ fn path_row(tree: &str, path: &TreePath) -> Map<String, Value> {
     row
 }
 
-fn conflict_row(tree: &str, conflict: &Conflict) -> Value {
+pub(super) fn conflict_row(tree: &str, conflict: &Conflict) -> Value {
     let mut row = path_row(tree, &conflict.path);
     row.extend([
         ("version".to_owned(), json!(conflict.version)),

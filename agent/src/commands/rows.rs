@@ -75,7 +75,7 @@ impl Printer {
             Request::Log { .. } => Form::Log,
             Request::Problems { .. } => Form::List(PROBLEMS, "no problems"),
             Request::Push { dry_run: true, .. } => Form::List(PUSH, "nothing to do"),
-            Request::Conflicts { .. } => Form::List(CONFLICTS, "no conflicts"),
+            Request::Conflicts { .. } | Request::Forget { .. } => Form::List(CONFLICTS, "no conflicts"),
             Request::Versions { .. } => Form::List(VERSIONS, "no versions"),
             _ => Form::Other,
         };

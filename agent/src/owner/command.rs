@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::version::NodeId;
 use pleach_protocol::view::State;
 use pleach_store::rows::HistoryRow;
 use pleach_store::tree::{Conflict, DecideError, Kept, TreeError, Version};
@@ -48,6 +49,7 @@ pub enum Command {
     Approve { reply: Reply<()> },
     Pause { paused: bool, reply: Reply<()> },
     Rescan { reply: Reply<()> },
+    ForgetPeer { name: String, node: Option<NodeId>, reply: Reply<()> },
     Log { since: u64, reply: Reply<Vec<LogLine>> },
     Problems { reply: Reply<Vec<(TreePath, String)>> },
     Owed { reply: Reply<Vec<OwedPath>> },
@@ -63,7 +65,10 @@ impl Command {
     pub(super) fn refuse(self, error: CommandError) {
         // Whoever went away needs no answer.
         match self {
-            Self::Approve { reply } | Self::Pause { reply, .. } | Self::Rescan { reply } => {
+            Self::Approve { reply }
+            | Self::Pause { reply, .. }
+            | Self::Rescan { reply }
+            | Self::ForgetPeer { reply, .. } => {
                 reply.send(Err(error)).ok();
             }
             Self::Log { reply, .. } => drop(reply.send(Err(error))),
@@ -104,6 +109,10 @@ impl Running<'_> {
             }
             Command::Rescan { reply } => {
                 self.tree.scan_later();
+                reply.send(Ok(())).ok();
+            }
+            Command::ForgetPeer { name, node, reply } => {
+                self.tree.forget_peer(&name, node)?;
                 reply.send(Ok(())).ok();
             }
             Command::Log { since, reply } => {

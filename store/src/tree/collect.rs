@@ -67,6 +67,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         (1..self.index.meta().collected).contains(&peer_cursor)
     }
 
+    /// A peer does not come back, by its local name and, where it has an agent, its id: what is known of how far it is goes.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn forget_peer(&mut self, name: &str, node: Option<NodeId>) -> Result<(), TreeError> {
+        if let Some(node) = node {
+            self.forget_cursor(node);
+            self.told_since.remove(&node);
+        }
+        self.forget_pushed(name)?;
+        self.index.delete(rows::push_key(name));
+        self.index.delete(rows::agent_key(name));
+        self.commit_all()
+    }
+
     /// Forgets how far this node is in a peer's journal: it will be told all of it again.
     pub fn forget_cursor(&mut self, peer: NodeId) {
         self.index.delete(index::peer_key(peer));
