@@ -1,6 +1,7 @@
 //! `pleach doctor`: looks at what a node needs of its machine and its peers, and says for each finding the
 //! command that mends it. It changes nothing, and works with a running agent or without one.
 
+mod daemons;
 mod limits;
 mod peers;
 mod trees;
@@ -80,6 +81,7 @@ fn look(file: Option<&Path>, config: &Config, agent: &Result<Value, Failure>) ->
     checks.extend(limits::look(config, status));
     checks.extend(config.trees.iter().flat_map(|tree| trees::look(tree, status)));
     checks.extend(peers::look(config, status));
+    checks.extend(daemons::look(config));
     checks.extend(clock());
     checks
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, PeerConfig};
 use crate::keys::{self, HostKey};
 
 /// How long an address may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 pub(super) fn look(config: &Config, status: Option<&Value>) -> Vec<Check> {
     let mut checks = Vec::new();

@@ -18,6 +18,16 @@ pub struct Target {
 }
 
 impl Target {
+    /// Host and port, as they are resolved.
+    pub(crate) fn place(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// The module.
+    pub(crate) fn module(&self) -> &str {
+        &self.module
+    }
+
     /// Reads an address.
     ///
     /// # Errors
