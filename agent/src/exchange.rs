@@ -273,7 +273,7 @@ impl<T: Tell> Exchange<T> {
                 stream.say(|tree| Input::Merged { tree, upto });
             }
             stream.say(|tree| Input::Head { tree, seq: head });
-            stream.tell_first(tree.waits(), head);
+            stream.tell_first(tree.waits(), tree.is_whole().then_some(head));
             let mut reached = stream.applied.0;
             while let Some((theirs, _)) = stream.to_apply.front().copied().filter(|(_, ours)| *ours <= applied) {
                 reached = theirs;

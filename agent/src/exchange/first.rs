@@ -1,7 +1,7 @@
 //! `first`: which peer's index a root that never paired waits for, and when it is whole (DESIGN.md §2, Pairing).
 //!
 //! A node that waits says so when a session opens. A peer that does not wait answers with the place in its journal that
-//! holds all of its disk, for a tree is exchanged only once it was scanned; one that waits has said so itself.
+//! holds all of its disk, once that was scanned; one that waits has said so itself.
 
 use pleach_protocol::session::Input;
 use pleach_protocol::version::NodeId;
@@ -27,11 +27,11 @@ pub(super) struct Standing {
 
 impl<T: Tell> Stream<T> {
     /// Says that we wait, or, to a peer that waits, that our journal is whole.
-    pub(super) fn tell_first(&mut self, waits: Option<First>, head: u64) {
-        match waits {
-            Some(first) if !self.first.said => self.first.said = self.say(|tree| Input::Waits { tree, first }),
-            None if self.first.theirs.is_some() && !self.first.answered => {
-                self.first.answered = self.say(|tree| Input::Whole { tree, upto: head });
+    pub(super) fn tell_first(&mut self, waits: Option<First>, whole: Option<u64>) {
+        match (waits, whole) {
+            (Some(first), _) if !self.first.said => self.first.said = self.say(|tree| Input::Waits { tree, first }),
+            (None, Some(upto)) if self.first.theirs.is_some() && !self.first.answered => {
+                self.first.answered = self.say(|tree| Input::Whole { tree, upto });
             }
             _ => {}
         }

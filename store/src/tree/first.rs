@@ -21,6 +21,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.options.first.filter(|_| self.waits)
     }
 
+    /// Whether all that the disk holds is in the journal, as far as a whole scan since the start tells.
+    pub const fn is_whole(&self) -> bool {
+        !self.waits && !self.scan_due && self.index.meta().paired
+    }
+
     /// The wait for an index is over: the root pairs with what is known by now. `none`: as any other.
     pub fn follow(&mut self, first: Option<First>) {
         tracing::info!(?first, "the root pairs with what peers have");
