@@ -277,7 +277,7 @@ fn an_absent_tree_stops_no_other() {
 
 #[test]
 fn a_peer_that_does_not_merge_is_not_overrun() {
-    let mut pair = Pair::new(End::new(1, 20_000, None), End::new(2, 0, None));
+    let mut pair = Pair::new(End::new(1, 80_000, None), End::new(2, 0, None));
     pair.ends[1].merges = false;
     pair.run();
     assert_eq!(pair.ends[1].unmerged, usize::from(BATCHES_MAX));
@@ -564,7 +564,7 @@ fn what_breaks_the_conversation_ends_it() {
         ("a tree that it lacks", vec![Message::Index { tree: 1, actors: Vec::new(), rows: Vec::new(), upto: 1 }]),
         ("a journal back", vec![index(5), index(4)]),
         ("a journal that stands", vec![index(5), index(5)]),
-        ("too many batches", (1..=33).map(index).collect()),
+        ("too many batches", (1..=u64::from(BATCHES_MAX) + 1).map(index).collect()),
         ("a bad name", vec![Message::Index { tree: 0, actors: vec![name], rows: Vec::new(), upto: 1 }]),
         ("an ack of nothing", vec![Message::Merged { tree: 0, upto: 1 }]),
         ("an ack of nothing shown", vec![Message::Applied { tree: 0, upto: 1, stuck: 0 }]),
@@ -692,8 +692,8 @@ fn frames_out_of_place_end_the_session() {
         change(&mut hello);
         fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap_err()
     };
-    let later = change(|h| (h.version_min, h.version_max) = (3, 9));
-    assert_eq!(later.to_string(), "no common version: this node speaks 2 to 2, the peer 3 to 9");
+    let later = change(|h| (h.version_min, h.version_max) = (4, 9));
+    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 3, the peer 4 to 9");
     assert!(matches!(change(|h| h.magic[0] = 0), SessionError::Hello(HelloError::Magic)));
     let error = fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&Message::Ping)).unwrap_err();
     assert!(matches!(error, SessionError::Hello(HelloError::Magic)));
