@@ -16,6 +16,8 @@ use crate::vfs::{Kind, Meta, Vfs, Writers};
 /// A hash taken sooner than this after the file's change time may miss a write of the same tick, where stamps are coarse.
 pub(crate) const RACY_NANOS: i64 = 20_000_000;
 const READ_BYTES: usize = 128 * 1024;
+/// A content up to this length is kept for whoever asks for it next.
+const KEPT_BYTES_MAX: usize = 128 * 1024;
 
 /// How to look.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +62,8 @@ pub struct Found {
     pub provisional: bool,
     /// Number of names of the inode.
     pub links: u64,
+    /// Its content, where it is small and was read.
+    pub read: Option<Vec<u8>>,
 }
 
 /// The stamp of a name; a directory's size and change time move with its children and do not count.
@@ -109,7 +113,7 @@ fn age(meta: &Meta, now: Time) -> Duration {
 }
 
 fn found(state: State, stamp: Stamp, provisional: bool, links: u64) -> Look {
-    Look::Found(Box::new(Found { state, stamp, provisional, links }))
+    Look::Found(Box::new(Found { state, stamp, provisional, links, read: None }))
 }
 
 fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
@@ -129,7 +133,7 @@ fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow
         vfs.write_back(&file)?;
     }
     let before = vfs.stat_file(&file)?;
-    let hash = hash_file(vfs, &file)?;
+    let (hash, size, read) = read_file(vfs, &file, before.size)?;
     let writers = vfs.writers(&file);
     let after = vfs.stat_file(&file)?;
     if Stamp::of(&before) != Stamp::of(&after) && !care.take_open {
@@ -137,10 +141,34 @@ fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow
     }
     let age = care.now.nanos_since_epoch().saturating_sub(before.ctime.nanos_since_epoch());
     let racy = care.coarse && age < RACY_NANOS;
-    let value = Value::File { size: hash.1, hash: hash.0 };
+    let value = Value::File { size, hash };
     let state = State { value, mtime: Some(before.mtime), access: Some(access_of(&before, known, care.owners)) };
     let provisional = racy || writers != Writers::None && writers != Writers::Unknown || before != after;
-    Ok(found(state, Stamp::of(&before), provisional, before.links))
+    let (stamp, links) = (Stamp::of(&before), before.links);
+    Ok(Look::Found(Box::new(Found { state, stamp, provisional, links, read })))
+}
+
+/// Reads and hashes a file of about this length; returns the hash, the length that was hashed, and what was read where
+/// that is little.
+fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64) -> io::Result<(Hash, u64, Option<Vec<u8>>)> {
+    let Some(small) = usize::try_from(about).ok().filter(|bytes| *bytes <= KEPT_BYTES_MAX) else {
+        let (hash, size) = hash_file(vfs, file)?;
+        return Ok((hash, size, None));
+    };
+    let mut bytes = vec![0; small + 1];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match vfs.read_at(file, filled as u64, &mut bytes[filled..])? {
+            0 => {
+                bytes.truncate(filled);
+                return Ok((Hash(*blake3::hash(&bytes).as_bytes()), filled as u64, Some(bytes)));
+            }
+            n => filled += n,
+        }
+    }
+    // It grew meanwhile.
+    let (hash, size) = hash_file(vfs, file)?;
+    Ok((hash, size, None))
 }
 
 /// Hashes an open file; returns the hash and the length that was hashed.

@@ -35,6 +35,7 @@ mod expire;
 mod fallback;
 mod fetch;
 mod first;
+mod fresh;
 mod hands;
 mod hooks;
 mod local;
@@ -145,6 +146,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     apply: apply::Applier<V>,
     late: displace::LateWriters,
     fetches: BTreeMap<WantId, fetch::Fetch<V>>,
+    fresh: fresh::Fresh,
     motion: local::Motion,
     /// Contents that are partly here, each by the path that is to show it; their rows say the same.
     partials: BTreeMap<TreePath, partial::Partial>,
@@ -268,6 +270,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             apply: apply::Applier::new(applied, staged_max),
             late: displace::LateWriters::default(),
             fetches: BTreeMap::new(),
+            fresh: fresh::Fresh::default(),
             motion: local::Motion::default(),
             partials: BTreeMap::new(),
             manifests: manifests::Manifests::default(),
@@ -360,6 +363,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// The store's.
     pub fn commit_all(&mut self) -> Result<(), TreeError> {
+        // Nobody is in a hurry.
+        self.fresh.clear();
         self.index.set_applied(self.apply.applied());
         Ok(self.index.flush_all()?)
     }

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use pleach_protocol::path::TreePath;
 use pleach_protocol::version::NodeId;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
 use pleach_store::kv::{Batch, Kv, KvError, Row};
 use pleach_store::rows::Space;
 use pleach_store::tree::{Tree, TreeOptions};
-use pleach_store::vfs::model::{ModelDisk, ModelVfs};
+use pleach_store::vfs::model::{CrashKind, ModelDisk, ModelVfs};
+use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::{Heard, pull};
 
 /// A store that counts the rows of entries that were read.
 struct Counting {
@@ -139,4 +142,49 @@ fn what_leaves_and_enters_the_ignore_list_is_looked_at() {
     assert_eq!(minted, 0, "they pair as what they were");
     assert!(read > 0);
     assert_eq!(node.restart(&[]), (0, 0));
+}
+
+#[test]
+fn what_the_first_scan_found_is_told_while_it_goes_on_and_a_crash_in_it_changes_nothing() {
+    for crashes in [false, true] {
+        let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+        for dir in ["a", "b", "c"] {
+            a.disk.user().mkdir_all(dir).unwrap();
+            a.disk.user().write(format!("{dir}/f"), format!("content of {dir}")).unwrap();
+        }
+        a.disk.advance(1_000_000_000);
+        for node in [&mut a, &mut b] {
+            node.start().unwrap();
+        }
+        b.tree.as_mut().unwrap().scan().unwrap();
+        b.tree.as_mut().unwrap().commit().unwrap();
+        let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+        let (mut scan, mut told, mut heard) = (from.begin_scan(), Vec::new(), Heard::default());
+        while !from.scan_on(&mut scan, 1).unwrap() {
+            from.commit().unwrap();
+            pull(from, a.id, to, b.id, &mut heard).unwrap();
+            told.push(["a/f", "b/f", "c/f"].map(|path| b.disk.user().exists(path)));
+            if crashes && told.len() == 3 {
+                break;
+            }
+        }
+        assert!(told.contains(&[true, false, false]), "{told:?}");
+        if crashes {
+            assert!(!b.disk.user().exists("c/f"));
+            a.disk.restart(CrashKind::Process);
+            a.start().unwrap();
+        }
+        assert!(settle(&mut a, &mut b).unwrap());
+        for dir in ["a", "b", "c"] {
+            for node in [&a, &b] {
+                assert_eq!(
+                    node.disk.user().read(format!("{dir}/f")).unwrap(),
+                    format!("content of {dir}").into_bytes()
+                );
+                let path = TreePath::parse(format!("{dir}/f").as_bytes()).unwrap();
+                let entry = node.tree.as_ref().unwrap().entry(&path).unwrap().unwrap();
+                assert_eq!((entry.content.len(), entry.losers.len()), (1, 0), "minted once");
+            }
+        }
+    }
 }

@@ -167,7 +167,8 @@ fn a_problem_of_an_earlier_life_ends_when_its_path_is_gone() {
     a.disk.user().write("x", "never seen by b").unwrap();
     let tree = a.tree.as_mut().unwrap();
     tree.catch_up().unwrap();
-    tree.commit().unwrap();
+    // Nor is it kept in mind any more.
+    tree.commit_all().unwrap();
     a.disk.user().remove("x").unwrap();
     b.tree.as_mut().unwrap().catch_up().unwrap();
     let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());

@@ -45,7 +45,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let found = match (seen, known.shown.state.clone(), known.stamp) {
             (Look::Found(found), ..) => found,
             // A lease keeps us out (Samba): it is filed as what was shown, and looked at when it is free.
-            (Look::Busy, Some(state), Some(stamp)) => Box::new(Found { state, stamp, provisional: true, links: 1 }),
+            (Look::Busy, Some(state), Some(stamp)) => {
+                Box::new(Found { state, stamp, provisional: true, links: 1, read: None })
+            }
             _ => return Ok(()),
         };
         let unchanged = known.stamp.is_none_or(|s| s.same_but_ctime(&found.stamp));

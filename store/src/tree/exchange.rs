@@ -135,6 +135,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if *size > INLINE_BYTES_MAX || !own || self.has_departed(*hash) {
             return None;
         }
+        if let Some(content) = self.fresh.get(path, *hash) {
+            return Some(content.to_vec());
+        }
         let file = self.vfs.open_file(contents.holder(&self.vfs, path).ok()?, path.name()).ok()?;
         // The hash says whether it is still what is shown; the one byte more, whether it grew.
         let mut bytes = vec![0; usize::try_from(*size).ok()? + 1];
@@ -210,6 +213,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// ENOENT where this node does not have it.
     pub fn read_content(&self, path: &TreePath, hash: Hash, offset: u64, bytes_max: usize) -> io::Result<Vec<u8>> {
+        if let Some(content) = self.fresh.get(path, hash) {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+            let upto = from.saturating_add(bytes_max).min(content.len());
+            return Ok(content[from..upto].to_vec());
+        }
         let file = self.open_content(path, hash)?;
         let mut buffer = vec![0; bytes_max];
         let mut filled = 0;

@@ -134,7 +134,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Observed::Skipped);
             }
             Ok(Look::Gone | Look::Special) => None,
-            Ok(Look::Found(found)) => Some(found),
+            Ok(Look::Found(mut found)) => {
+                if let (_, Some(hash)) = super::content_of(&found.state.value)
+                    && let Some(content) = found.read.take()
+                {
+                    self.fresh.put(path, hash, content);
+                }
+                Some(found)
+            }
             // A mount lies between: hidden, not deleted.
             Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
                 self.seen_again(path, false);
