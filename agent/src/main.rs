@@ -16,6 +16,10 @@ use pleach_agent::failure::Failure;
 use pleach_agent::import::{self, Kind};
 use pleach_agent::{agent, doctor, sync};
 
+/// Less processor time than the system's, above all the one of musl (ARCHITECTURE.md, "Found by measuring").
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Keeps directory trees in step, both ways, as they change.
 #[derive(Debug, Parser)]
 #[command(name = "pleach", version, disable_help_subcommand = true)]
