@@ -27,8 +27,6 @@ use entries::EntryRows;
 
 /// Rows of one batch; a larger one is handed over between two operations.
 const BATCH_ROWS_MAX: usize = 1_000;
-/// The same where the batch is on its way to a flush of its own anyway.
-const BATCH_ROWS_WITH_NEXT_MAX: usize = 3_000;
 /// Rows that one look into a range reads.
 const RANGE_ROWS: usize = 512;
 
@@ -435,19 +433,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's.
     pub fn commit_if_large(&mut self) -> Result<()> {
-        self.commit_if_beyond(BATCH_ROWS_MAX)
-    }
-
-    /// The same for rows that are part of what the next flush makes durable, with more room for both.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn commit_if_very_large(&mut self) -> Result<()> {
-        self.commit_if_beyond(BATCH_ROWS_WITH_NEXT_MAX)
-    }
-
-    fn commit_if_beyond(&mut self, rows_max: usize) -> Result<()> {
-        if self.pending.rows.len() + self.entries.len() >= rows_max { self.flush() } else { Ok(()) }
+        if self.pending.rows.len() + self.entries.len() >= BATCH_ROWS_MAX { self.flush() } else { Ok(()) }
     }
 
     /// What is put from now on holds once this sync is done: the next batch waits for it.

@@ -177,12 +177,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let mut row = rows::EntryRow { entry: merged, ..row };
                 self.count_as_shown(&path, &mut row);
                 self.index.announce(&path, row, taught_by)?;
-                self.index.commit_if_very_large()?;
+                self.index.commit_if_large()?;
             } else if (1..=told).contains(&row.seq) && !merged.same_registers(&entry) {
                 // The peer had merged this, for its ack stands behind what it had read before, and has forgotten it:
                 // somebody brought back what was gone. It hears of it again.
                 self.index.announce(&path, row, None)?;
-                self.index.commit_if_very_large()?;
+                self.index.commit_if_large()?;
             }
             if let Some(content) = content {
                 self.apply.offer(&path, content);
