@@ -87,18 +87,8 @@ pub struct PushSetup {
     pub root: PathBuf,
     /// The ignore rules of the tree's config, summed up.
     pub rules: [u8; 16],
-    /// Where.
-    pub target: Target,
-    /// The file with the password.
-    pub password_file: Option<PathBuf>,
-    /// When everything is checked.
-    pub full_check: Option<Schedule>,
-    /// Whether a full check deletes there what the tree does not have.
-    pub mirror: bool,
-    /// How long nothing may come or go.
-    pub timeout: Duration,
-    /// More options for rsync.
-    pub options: Vec<String>,
+    /// What the config says of it.
+    pub config: PushConfig,
     /// How fast it is sent to.
     pub bandwidth: BandwidthLimit,
     /// Where a running rsync is noted.

@@ -53,7 +53,7 @@ fn fallback_row(push: &PushHandle) -> Value {
     let status = lock(&push.status).clone();
     let serves = push.setup.fallback.as_ref().is_some_and(|fallback| fallback.gate.is_open(fallback.after));
     json!({
-        "address": push.setup.target.to_string(), "serves": serves,
+        "address": push.setup.config.target.to_string(), "serves": serves,
         "state": if serves { peer_word(status.state) } else { "waiting" }, "error": status.error,
     })
 }

@@ -10,7 +10,8 @@ use pleach_store::ignore::IgnoreRules;
 use pleach_store::rows::HookOn;
 use toml::de::DeTable;
 
-use super::{Config, Reader, Value, duration, nearest};
+use super::reader::{Reader, Value, nearest};
+use super::{Config, duration};
 use crate::hook::{HookConfig, HookRun, Url};
 
 impl Reader<'_> {

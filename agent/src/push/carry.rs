@@ -75,7 +75,7 @@ struct Broken {
 /// As rsync does: a file that others may read is none for a password.
 fn check_password_file(setup: &PushSetup) -> Result<(), PushError> {
     use std::os::unix::fs::MetadataExt;
-    let Some(file) = &setup.password_file else { return Ok(()) };
+    let Some(file) = &setup.config.password_file else { return Ok(()) };
     let refused = |why: String| PushError::Rsync {
         state: PeerState::Refused,
         why: format!("password_file {}: {why}", file.display()),

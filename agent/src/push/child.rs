@@ -74,7 +74,7 @@ impl Ended {
 
 /// The command line, but for the names.
 fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
-    let mut args: Vec<OsString> = setup.options.iter().map(Into::into).collect();
+    let mut args: Vec<OsString> = setup.config.options.iter().map(Into::into).collect();
     let mut say = |text: &str| args.push(text.into());
     for option in ["--links", "--times", "--out-format=%i %n", "--no-motd"] {
         say(option);
@@ -92,7 +92,7 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
             }
             for (option, not) in [("--perms", "--no-perms"), ("--owner", "--no-owner"), ("--group", "--no-group")] {
                 let short = not.replace("perms", "p").replace("owner", "o").replace("group", "g");
-                if !setup.options.iter().any(|o| o == not || *o == short) {
+                if !setup.config.options.iter().any(|o| o == not || *o == short) {
                     say(option);
                 }
             }
@@ -126,10 +126,10 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
     if let Some(rate) = setup.bandwidth.at(minute_of_day()) {
         say(&format!("--bwlimit={}", rate.div_ceil(1024)));
     }
-    let timeout = setup.timeout.as_secs().max(1);
+    let timeout = setup.config.timeout.as_secs().max(1);
     say(&format!("--timeout={timeout}"));
     say(&format!("--contimeout={}", timeout.min(CONNECT_MAX.as_secs())));
-    if let Some(file) = &setup.password_file {
+    if let Some(file) = &setup.config.password_file {
         let mut option = OsString::from("--password-file=");
         option.push(file);
         args.push(option);
@@ -138,7 +138,7 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
     // A slash at the end: what is in it, not itself.
     let mut source = source.as_os_str().to_owned();
     source.push("/");
-    let target = OsString::from(setup.target.to_string());
+    let target = OsString::from(setup.config.target.to_string());
     args.extend(if job == Job::List { [target, source] } else { [source, target] });
     args
 }
@@ -156,7 +156,8 @@ pub(super) fn run_name(node: &str) -> String {
     format!("{:020}-{node}", now().nanos_since_epoch())
 }
 
-/// Runs it; a fallback's alone, and not beside the agent. As [`run_freely`].
+/// Runs it; a fallback's alone, and not beside the agent. Each path that it names goes to `items`; whoever drops the
+/// future ends the process.
 pub(super) async fn run(
     setup: &PushSetup,
     job: Job,
@@ -164,13 +165,12 @@ pub(super) async fn run(
     names: &[TreePath],
     items: mpsc::Sender<Item>,
 ) -> io::Result<Ended> {
-    let Some(Fallback { gate, .. }) = &setup.fallback else {
-        return run_freely(setup, job, source, names, items).await;
-    };
+    let run_freely = start(setup, arguments(setup, job, source), names, items);
+    let Some(Fallback { gate, .. }) = &setup.fallback else { return run_freely.await };
     let back = || io::Error::other("the peer's agent is back");
     let _alone = gate.enter().await.ok_or_else(back)?;
     tokio::select! {
-        ended = run_freely(setup, job, source, names, items) => return ended,
+        ended = run_freely => return ended,
         () = gate.overdue() => {}
     }
     // Its end was dropped with it; the daemon's own process sees that a moment later.
@@ -178,20 +178,19 @@ pub(super) async fn run(
     Err(back())
 }
 
-/// Runs it. Each path that it names goes to `items`; whoever drops the future ends the process.
-async fn run_freely(
+/// Starts rsync and reads it to its end.
+async fn start(
     setup: &PushSetup,
-    job: Job,
-    source: &Path,
+    arguments: Vec<OsString>,
     names: &[TreePath],
     items: mpsc::Sender<Item>,
 ) -> io::Result<Ended> {
     let mut command = Command::new("rsync");
-    command.args(arguments(setup, job, source)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // No question at a terminal, no words in another language, no options from the environment.
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
     command.env_clear().env("PATH", path).env("LC_ALL", "C");
-    if setup.password_file.is_none() {
+    if setup.config.password_file.is_none() {
         command.env("RSYNC_PASSWORD", "none");
     }
     command.current_dir("/").kill_on_drop(true).process_group(0);

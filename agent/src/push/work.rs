@@ -149,7 +149,7 @@ impl<'a> Worker<'a> {
             return Ok(());
         }
         if self.place.is_none() {
-            let (target, rules) = (self.setup.target.to_string(), self.setup.rules);
+            let (target, rules) = (self.setup.config.target.to_string(), self.setup.rules);
             let place = self.ask(|reply| PushAsk::Open { target, rules, reply }).await?;
             self.owed_due = (place.owed > 0).then(|| (Instant::now(), OWED_PAUSE.0));
             self.place = Some(place);
@@ -305,7 +305,7 @@ impl<'a> Worker<'a> {
 
     /// How long until the next full check is due; none where there is none.
     fn next_check(&self) -> Option<Duration> {
-        let schedule = self.setup.full_check.as_ref()?;
+        let schedule = self.setup.config.full_check.as_ref()?;
         let checked = self.place.as_ref()?.row.checked;
         let now = local(now());
         // The first one is the next since the start; one that was missed is made up for.
@@ -328,7 +328,7 @@ impl<'a> Worker<'a> {
                 self.push_changes().await?;
             }
         }
-        self.held = if self.setup.mirror { self.mirror().await? } else { None };
+        self.held = if self.setup.config.mirror { self.mirror().await? } else { None };
         let row = Box::new(PushRow { checked: now(), ..self.row() });
         self.place = Some(self.ask(|reply| PushAsk::Note { row, reply }).await?);
         tracing::info!(peer = self.setup.name, "a full check ended");
@@ -360,7 +360,7 @@ impl<'a> Worker<'a> {
     /// What is there and not in the tree.
     async fn found_there(&self) -> Result<PushPlan, PushError> {
         let mut all = PushPlan::default();
-        let keep_out = self.setup.options.iter().filter_map(|o| o.strip_prefix("--backup-dir="));
+        let keep_out = self.setup.config.options.iter().filter_map(|o| o.strip_prefix("--backup-dir="));
         let keep_out: Vec<&[u8]> = keep_out.map(|dir| dir.trim_matches('/').as_bytes()).collect();
         let (found, listed) = mpsc::channel(FOUND_MAX);
         let look_up = async {
@@ -426,7 +426,7 @@ impl<'a> Worker<'a> {
     }
 
     async fn approve(&mut self) -> Result<(), PushError> {
-        if !self.setup.mirror {
+        if !self.setup.config.mirror {
             let why = format!("the peer {} has no mirror = true: there is nothing to approve", self.setup.name);
             return Err(PushError::Tree(why));
         }
@@ -463,7 +463,7 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        if self.setup.mirror {
+        if self.setup.config.mirror {
             for gone in self.found_there().await?.gone {
                 self.tell(asked, "mirror", &gone.path).await;
             }
