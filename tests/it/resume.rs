@@ -146,3 +146,30 @@ fn what_is_staged_for_a_file_is_not_put_where_a_link_is_to_be_by_now() {
         assert_eq!((staged(&b), in_vault(&b)), (0, 0));
     }
 }
+
+/// Nobody may have the older content any more: what is due by now does not wait for the answer (found by three real
+/// agents, seed 5079).
+#[test]
+fn a_content_on_its_way_is_given_up_where_another_is_due_by_now() {
+    // Small ones are kept in memory until all is there, large ones are built.
+    for size in [20_000, SIZE] {
+        let (mut a, mut b) = pair();
+        a.disk.user().write("f", &large(1)[..size]).unwrap();
+        let old = one(&ask(&mut a, &mut b));
+        a.disk.user().chmod("f", 0o600).unwrap();
+        assert_eq!(ask(&mut a, &mut b), [], "the same content is due: it is not asked for again");
+        a.disk.user().write("f", &large(2)[..size]).unwrap();
+        let new = one(&ask(&mut a, &mut b));
+        assert!(new.hash != old.hash && new.id != old.id);
+        let tree = b.tree.as_mut().unwrap();
+        tree.missing(old.id, "it is gone").unwrap();
+        assert_eq!(tree.apply().unwrap(), [], "the answer to a question that was given up changes nothing");
+        // A link needs no content at all.
+        a.disk.user().remove("f").unwrap();
+        a.disk.user().symlink("there", "f").unwrap();
+        assert_eq!(ask(&mut a, &mut b), []);
+        assert_eq!(b.seen()[&b"f"[..]].content, b"there");
+        rest(&mut a, &mut b);
+        assert_eq!(staged(&b), 0);
+    }
+}

@@ -76,6 +76,8 @@ pub(super) struct Work<V: Vfs> {
     /// It cannot be put together from an older one.
     pub(super) no_delta: bool,
     pub(super) removal: Removal,
+    /// The path has a newer row than this was planned by.
+    pub(super) outdated: bool,
 }
 
 /// Whether a path's removal may wait, so that its content is there for another name.
@@ -192,11 +194,14 @@ impl<V: Vfs> Applier<V> {
 
     /// Takes a path up again.
     pub(super) fn revisit(&mut self, path: &TreePath, seq: u64) {
-        self.window.entry(path.clone()).or_insert_with(|| {
-            self.grown = true;
-            let (no_local, no_delta) = (false, false);
-            Work { seq: seq.max(1), progress: Progress::New, no_local, no_delta, removal: Removal::Unasked }
-        });
+        if let Some(work) = self.window.get_mut(path) {
+            work.outdated |= seq > work.seq;
+            return;
+        }
+        self.grown = true;
+        let (no_local, no_delta, removal, outdated) = (false, false, Removal::Unasked, false);
+        let work = Work { seq: seq.max(1), progress: Progress::New, no_local, no_delta, removal, outdated };
+        self.window.insert(path.clone(), work);
     }
 
     pub(super) fn set_progress(&mut self, path: &TreePath, progress: Progress<V>) {
@@ -404,6 +409,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         paths.sort_unstable();
         for (_, _, path) in paths {
+            self.give_up_outdated(&path)?;
             match self.apply.window.get(&path).map(|w| &w.progress) {
                 Some(Progress::Building(_) | Progress::Coming(_)) => continue,
                 Some(Progress::Staged(_) | Progress::Whole(_)) if hold => continue,
@@ -439,6 +445,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         Ok(ops)
+    }
+
+    /// Gives up the content that is on its way to a path which is to show another one by now: nobody may have it any
+    /// more, and what is due would wait for the answer.
+    fn give_up_outdated(&mut self, path: &TreePath) -> Result<(), TreeError> {
+        let Some(work) = self.apply.window.get_mut(path).filter(|work| work.outdated) else { return Ok(()) };
+        work.outdated = false;
+        let coming = match &work.progress {
+            Progress::Coming(hash) => *hash,
+            Progress::Building(building) => building.hash,
+            Progress::New | Progress::Whole(_) | Progress::Staged(_) => return Ok(()),
+        };
+        let row = self.index.row(path)?;
+        let due = self.index.view(path, &row)?.and_then(|view| content_of(&view.value).1);
+        if due != Some(coming) {
+            self.apply.set_progress(path, Progress::New);
+            self.apply.wants.retain(|_, of| of != path);
+        }
+        Ok(())
     }
 
     /// Whether staged contents should wait for those on their way.
