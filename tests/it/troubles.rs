@@ -441,3 +441,27 @@ fn what_cannot_be_looked_at_after_an_exchange_was_exchanged_all_the_same() {
     }
     assert!(failed > 4, "only {failed} looks failed");
 }
+
+/// Found by seed 7692: each round took the child up again that had failed, and so another round was due, for ever.
+#[test]
+fn what_cannot_be_removed_does_not_keep_the_applier_busy_while_something_beside_it_waits() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().mkdir_all("k/d").unwrap();
+    a.disk.user().write("k/d/f", "f").unwrap();
+    a.disk.user().write("k/l", "l").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    a.disk.user().remove_all("k").unwrap();
+    a.disk.user().symlink("elsewhere", "k").unwrap();
+    // A user changed it, and it cannot be read.
+    b.disk.user().write("k/l", "changed").unwrap();
+    let name = Some(b"l".to_vec());
+    b.disk.fail(FaultRule { op: Some(OpKind::ReadAt), name, errno: libc::EIO, times: u64::MAX });
+    settle(&mut a, &mut b).unwrap();
+    // It came to an end.
+    b.disk.clear_faults();
+    settle(&mut a, &mut b).unwrap();
+    assert_eq!(b.disk.user().read("k/l").unwrap(), b"changed");
+    assert_eq!(a.seen(), b.seen());
+}

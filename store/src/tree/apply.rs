@@ -637,10 +637,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             let row = self.index.row(&child)?;
             if row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) {
-                self.take_up(&child, row.seq);
+                let stuck = self.apply.is_stuck(&child);
+                if !stuck {
+                    // One that failed is taken up when its pause is over, or every round would try it again.
+                    self.take_up(&child, row.seq);
+                }
                 match self.holds_locals(&child)? {
                     true => locals = true,
-                    false => waits |= !self.apply.stuck.contains_key(&child),
+                    false => waits |= !stuck,
                 }
                 continue;
             }

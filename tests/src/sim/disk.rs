@@ -309,12 +309,12 @@ impl World {
         self.say(format!("n{n}: before {op:?} {nth} a user will {planned:?}"));
         let between = Arc::clone(&self.nodes[n].trials.between);
         self.nodes[n].model.disk.before(op, nth, move |user| {
-            let (before, tree) = (settled(user), user.snapshot(false));
+            let (before, tree) = (settled(user), user.foreseen(false));
             // A user's call may fail like anybody's.
             planned.act(user);
             let after = settled(user);
             let mut between = between.lock().unwrap_or_else(PoisonError::into_inner);
-            between.deeds.note(&tree, &user.snapshot(false));
+            between.deeds.note(&tree, &user.foreseen(false));
             between.destroyed.extend(before.difference(&after).cloned());
             between.made.extend(after.difference(&before).cloned());
         });
@@ -395,7 +395,8 @@ fn contents(user: &ModelUser) -> BTreeSet<Vec<u8>> {
 
 /// The same without what the engine is building: it may throw that away.
 fn settled(user: &ModelUser) -> BTreeSet<Vec<u8>> {
-    let files = user.snapshot(true).into_iter().filter(|(path, _)| !path.starts_with(b".pleach/staging/"));
+    // A write may wait for the end of a lease.
+    let files = user.foreseen(true).into_iter().filter(|(path, _)| !path.starts_with(b".pleach/staging/"));
     files.filter(|(_, seen)| seen.kind == Kind::File).map(|(_, seen)| seen.content).collect()
 }
 

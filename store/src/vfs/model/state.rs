@@ -499,6 +499,22 @@ impl State {
         self.edit_and_close(id, &edit)
     }
 
+    /// A file's content as it will be when no lease keeps users from writing any more.
+    pub(super) fn foresee(&self, id: Id, mut content: Vec<u8>) -> Vec<u8> {
+        for (_, edit) in self.deferred.iter().filter(|(edited, _)| *edited == id) {
+            match edit {
+                Edit::Replace(bytes) => content.clone_from(bytes),
+                Edit::Append(bytes) => content.extend(bytes),
+                Edit::Truncate(size) => content.resize(*size, 0),
+                Edit::Patch(offset, bytes) => {
+                    content.resize(content.len().max(offset + bytes.len()), 0);
+                    content[*offset..offset + bytes.len()].copy_from_slice(bytes);
+                }
+            }
+        }
+        content
+    }
+
     /// A write by path: the file is closed behind it, but for a truncation, which opens none.
     fn edit_and_close(&mut self, id: Id, edit: &Edit) -> io::Result<()> {
         self.edit(id, edit)?;

@@ -251,6 +251,16 @@ impl ModelUser {
     /// Everything below the root by path; without `.pleach` unless asked for.
     #[must_use]
     pub fn snapshot(&self, with_private: bool) -> BTreeMap<Vec<u8>, Seen> {
+        self.walk(with_private, false)
+    }
+
+    /// The same as it will be when the writes that wait for the end of a lease are done.
+    #[must_use]
+    pub fn foreseen(&self, with_private: bool) -> BTreeMap<Vec<u8>, Seen> {
+        self.walk(with_private, true)
+    }
+
+    fn walk(&self, with_private: bool, with_deferred: bool) -> BTreeMap<Vec<u8>, Seen> {
         let state = self.disk.lock();
         let mut seen = BTreeMap::new();
         let mut todo = vec![(state.root(), Vec::new())];
@@ -262,6 +272,7 @@ impl ModelUser {
                 let Ok(inode) = state.inode(*id) else { continue };
                 let path = [prefix.as_slice(), name].concat();
                 let content = match &inode.body {
+                    Body::File(data) if with_deferred => state.foresee(*id, data.to_vec()),
                     Body::File(data) => data.to_vec(),
                     Body::Symlink(target) => target.clone(),
                     Body::Dir(_) | Body::Special => Vec::new(),
