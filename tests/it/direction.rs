@@ -1,5 +1,6 @@
 //! Trees that only send, or only receive.
 
+use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Announcement;
 use pleach_protocol::version::NodeId;
@@ -357,4 +358,27 @@ fn a_directory_of_users_takes_the_place_of_what_a_peer_deletes() {
     rest(&mut a, &mut b);
     assert_eq!(a.seen(), b.seen());
     assert_eq!(read(&a, "f/local").as_deref(), Some("local"));
+}
+
+/// Found by seeds 3179, 8784 and 9404: a peer was sent what a user had put there, found that it is another content,
+/// and asked again for ever.
+#[test]
+fn what_a_user_changed_on_a_receiver_is_not_sent_for_what_was_there() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    write(&a, "f", "shown there");
+    rest(&mut a, &mut b);
+    let hash = Hash(*blake3::hash(b"shown there").as_bytes());
+    let path = TreePath::parse(b"f").unwrap();
+    let has = |node: &ModelNode| node.tree.as_ref().unwrap().has_content(&path, hash);
+    assert!(has(&a) && has(&b));
+    b.disk.user().chmod("f", 0o600).unwrap();
+    rest(&mut a, &mut b);
+    assert!(locals(&b) == 1 && has(&b), "its content is the same");
+    // Of the same length and time: only its change time tells.
+    let user = b.disk.user();
+    let time = user.stat("f").unwrap().mtime;
+    user.write("f", "other there").unwrap();
+    user.touch("f", time).unwrap();
+    rest(&mut a, &mut b);
+    assert!(locals(&b) == 1 && !has(&b));
 }

@@ -2,6 +2,7 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::wire::First;
+use pleach_store::rows::Direction;
 use pleach_tests::model::{ModelNode, settle};
 
 fn node(number: u8, first: Option<First>, files: &[(&str, &str)]) -> ModelNode {
@@ -155,4 +156,18 @@ fn what_only_a_follower_has_is_found_again_at_every_start() {
     }
     rest(&mut a, &mut b);
     assert_eq!(read(&b, "ours"), None);
+}
+
+/// Found by seed 9209: directories counted as shown by peers stayed, and their times differed from then on.
+#[test]
+fn a_tree_that_only_sends_follows_nobody() {
+    let (mut a, mut b) = (node(1, None, &[("d/x", "theirs")]), node(2, Some(First::Receive), &[("e/only", "ours")]));
+    b.direction = Direction::Send;
+    a.start().unwrap();
+    b.start().unwrap();
+    settle(&mut a, &mut b).unwrap();
+    b.tree.as_mut().unwrap().follow(Some(First::Receive));
+    settle(&mut a, &mut b).unwrap();
+    assert_eq!((read(&a, "e/only").as_deref(), read(&b, "d/x")), (Some("ours"), None));
+    assert_eq!(a.seen()[&b"e"[..]], b.seen()[&b"e"[..]]);
 }

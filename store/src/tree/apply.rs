@@ -177,11 +177,6 @@ impl<V: Vfs> Applier<V> {
         self.stuck.contains_key(path)
     }
 
-    /// Whether a path is under work, or could not be worked on.
-    pub(super) fn holds(&self, path: &TreePath) -> bool {
-        self.window.contains_key(path) || self.stuck.contains_key(path)
-    }
-
     /// Whether a content is under construction, or whole and without its name yet.
     pub(super) fn brings(&self, hash: Hash) -> bool {
         self.window.values().any(|w| match &w.progress {

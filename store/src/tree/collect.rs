@@ -42,10 +42,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let mut row = self.index.row(&path)?;
             // Also of one that taught it: else its place in our journal would lie before what is gone.
             let merged = known.iter().all(|cursor| cursor.peer_merged >= seq);
-            if row.seq != seq || !merged || self.apply.holds(&path) {
+            if row.seq != seq || !merged || self.apply.window.contains_key(&path) {
                 continue;
             }
-            if is_tombstone(&row) && self.local(&path)?.is_none() {
+            if is_tombstone(&row) && !self.apply.is_stuck(&path) && self.local(&path)?.is_none() {
                 self.index.delete(rows::number_key(Space::Journal, seq));
                 self.index.delete_row(&path);
                 let meta = self.index.meta_mut();

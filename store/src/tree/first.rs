@@ -49,6 +49,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         found: &Found,
     ) -> Result<Option<Observed>, TreeError> {
         match self.follows {
+            // A tree that only sends puts nothing of theirs in place of what is here.
+            Some(First::Receive) if self.sends_only() => Ok(None),
             None => Ok(None),
             Some(First::Receive) => {
                 let shown = Shown { context: row.entry.context.clone(), state: Some(found.state.clone()) };

@@ -173,7 +173,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Opens a path that shows a content, as far as its stamp says.
     pub(super) fn open_shown(&self, root: &V::Dir, path: &TreePath, hash: Hash) -> io::Result<Option<V::File>> {
-        let Some(shown) = self.index.row(path).map_err(io::Error::other)?.shown else { return Ok(None) };
+        let row = self.index.row(path).map_err(io::Error::other)?;
+        // What users made of it where the tree only receives may have the time and the length of what was shown.
+        let Some(shown) = self.known_there(path, &row).map_err(io::Error::other)? else { return Ok(None) };
         let shows = matches!(&shown.shown.state, Some(s) if content_of(&s.value).1 == Some(hash));
         let Some(known) = shown.stamp.filter(|_| shows) else { return Ok(None) };
         let Ok(dir) = self.vfs.open_path(root, &path.parent().unwrap_or_default()) else { return Ok(None) };

@@ -305,6 +305,7 @@ impl World {
         self.rest.lost.clear();
         self.rest.undone.clear();
         self.rest.found_dirs.clear();
+        self.forget_locals();
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
+use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{DiskImage, ModelUser, OpKind, Trouble, UserFile};
 
@@ -81,6 +82,8 @@ pub(super) struct Trials {
     store_failed: u64,
     /// The root was away since the tree was opened last.
     was_away: bool,
+    /// The store was lost since the tree was opened last.
+    pub(super) store_lost: bool,
     between: Arc<Mutex<Between>>,
 }
 
@@ -361,6 +364,10 @@ impl World {
             Ok(()) => {
                 node.trials.was_away = false;
                 node.trials.to_approve = false;
+                if std::mem::take(&mut node.trials.store_lost) && self.ways.of(n) == Direction::Send {
+                    // What others deleted is still there, and is told anew.
+                    self.rest.touch_differing(&self.nodes[n].model.seen());
+                }
                 self.say(format!("n{n} is open again"));
                 self.nodes[n].check_contents_kept(false)
             }

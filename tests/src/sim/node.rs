@@ -507,6 +507,7 @@ impl SimNode {
         self.model.disk.restart(kind);
         self.model.kv.crash(keep);
         if lost_store {
+            self.trials.store_lost = true;
             // An older store under this disk would take it for one that went back, and halt: rightly, for it
             // cannot know that another store was in between.
             self.trials.forget_snapshot();

@@ -194,8 +194,8 @@ impl World {
         self.drop_lines(n, true);
         self.forget_waits(n);
         if self.ways.of[n] == Direction::Receive {
-            // What users made there pairs.
-            for path in std::mem::take(&mut self.ways.locals[n]) {
+            // What users made there pairs, unless the node turns again before.
+            for path in self.ways.locals[n].clone() {
                 self.rest.touch_unclaimed(&path);
                 self.release_promises(|promised| related(promised, &path));
             }
@@ -209,6 +209,13 @@ impl World {
         self.ways.of[n] = way;
         let outcome = self.nodes[n].turn(way);
         self.after_work(n, outcome)
+    }
+
+    /// All is at rest: what nodes that tell what they have had for themselves is paired.
+    pub(super) fn forget_locals(&mut self) {
+        let Ways { of, locals, .. } = &mut self.ways;
+        let told = locals.iter_mut().zip(of).filter(|(_, way)| **way != Direction::Receive);
+        told.for_each(|(locals, _)| locals.clear());
     }
 
     /// What users of nodes that only receive touched may be theirs alone.
