@@ -465,3 +465,25 @@ fn what_cannot_be_removed_does_not_keep_the_applier_busy_while_something_beside_
     assert_eq!(b.disk.user().read("k/l").unwrap(), b"changed");
     assert_eq!(a.seen(), b.seen());
 }
+
+/// Found by seed 16553: the copy was in the vault, the original in staging, and no start could file it under the same
+/// id.
+#[test]
+fn a_file_with_other_names_that_was_filed_in_part_is_filed_at_the_next_start() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    b.disk.user().write("f", "first").unwrap();
+    b.disk.user().hard_link("f", "twin").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    a.disk.user().write("f", "second").unwrap();
+    fail(&b.disk, OpKind::RemoveFile, None, libc::EROFS);
+    settle(&mut a, &mut b).unwrap_err();
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+    let filed = b.tree.as_ref().unwrap().versions(&path("f")).unwrap();
+    assert_eq!(filed.len(), 1, "{filed:?}");
+    let in_vault = b.disk.user().snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/vault/"));
+    assert_eq!(in_vault.map(|(_, seen)| seen.content).collect::<Vec<_>>(), [b"first"]);
+}

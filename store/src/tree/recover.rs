@@ -234,7 +234,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let disk = |source| TreeError::Disk { what: "filing a displaced version", source };
         let name = id_name(intent.id);
-        self.vfs.rename(&place.vault, &name, &place.staging, &name, RenameMode::NoReplace).map_err(disk)?;
+        if self.vfs.stat(&place.staging, &name).map_err(disk)?.is_some() {
+            // It has other names: it was copied into the vault, and filing it ended before it was taken out of staging.
+            self.vfs.remove_file(&place.vault, &name).map_err(disk)?;
+        } else {
+            self.vfs.rename(&place.vault, &name, &place.staging, &name, RenameMode::NoReplace).map_err(disk)?;
+        }
         self.judge_displaced(place, &intent.path, intent.id, row, "replaced")
     }
 
