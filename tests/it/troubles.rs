@@ -487,3 +487,25 @@ fn a_file_with_other_names_that_was_filed_in_part_is_filed_at_the_next_start() {
     let in_vault = b.disk.user().snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/vault/"));
     assert_eq!(in_vault.map(|(_, seen)| seen.content).collect::<Vec<_>>(), [b"first"]);
 }
+
+/// Found by seed 40248: the link that could neither be given its time nor be taken away again passed for what somebody
+/// had put there, and was told as a change of this node.
+#[test]
+fn a_link_that_could_not_be_put_in_place_is_no_change_of_a_users() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().write("f", "first").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    a.disk.user().remove("f").unwrap();
+    a.disk.user().symlink("there", "f").unwrap();
+    fail(&b.disk, OpKind::SetAttributes, None, libc::EIO);
+    fail(&b.disk, OpKind::RemoveFile, None, libc::EIO);
+    settle(&mut a, &mut b).unwrap();
+    // It is tried again.
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+    let entry = a.tree.as_ref().unwrap().entry(&path("f")).unwrap().unwrap();
+    assert!(entry.context.iter().all(|dot| dot.actor.node == a.id), "{entry:?}");
+    assert_eq!(pleach_tests::model::staged(&b), 0);
+}

@@ -483,11 +483,13 @@ impl World {
         self.rest.begin(n);
         let path = contested.as_ref().map(|(_, path)| path.as_bytes());
         let at = users::At { disks: self.faults.disks, step: self.step, path };
-        let before = self.nodes[n].model.seen();
+        let (before, everything) = (self.nodes[n].model.seen(), disk::contents(&self.nodes[n].model.disk.user()));
         let put = self.rest.put_until_now();
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);
         let mut deeds = Deeds::default();
         deeds.note(&before, &self.nodes[n].model.seen());
+        // Also what is in the vault by now, and open.
+        deeds.note_gone(everything, &disk::contents(&self.nodes[n].model.disk.user()));
         if self.is_theirs_alone(n) {
             self.rest.put_only(put);
         } else {
@@ -522,6 +524,7 @@ impl World {
     fn after_work(&mut self, n: usize, outcome: Result<(), String>) -> Result<(), String> {
         self.pump(n);
         self.hear_of_users(n);
+        self.nodes[n].note_paired();
         if self.nodes[n].model.disk.crashed() {
             let power = self.faults.power && self.random.once_in(2);
             return self.restart(n, power);
@@ -607,6 +610,7 @@ impl World {
         let keep = self.random.index(self.nodes[n].model.kv.unflushed() + 1);
         let lost_store = self.faults.lost_stores && self.random.once_in(4);
         self.say(format!("n{n} is down ({kind:?}), {keep} batches kept, store lost {lost_store}"));
+        let before = self.nodes[n].model.disk.user().snapshot(true);
         self.nodes[n].come_back(kind, keep, lost_store);
         let there = self.nodes[n].model.seen();
         if power || lost_store {
@@ -618,6 +622,7 @@ impl World {
         if power && self.faults.disks.hooks {
             // What a user wrote between two calls nobody has synced yet: it may be torn.
             self.rest.wrote_all(&self.nodes[n].model.disk.user());
+            self.rest.torn(&before, &self.nodes[n].model.disk.user());
         }
         self.reopen(n)
     }

@@ -17,7 +17,7 @@ use crate::kv::Kv;
 use crate::look::{RACY_NANOS, access_of, stamp_of};
 use crate::root::Place;
 use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp};
-use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs, Writers};
+use crate::vfs::{Kind, Meta, RenameMode, SetAttributes, Vfs, Writers};
 
 /// Up to this many files are made durable one by one; more by one syncfs (LINUX.md §11).
 const SYNC_ONE_BY_ONE_MAX: usize = 16;
@@ -424,7 +424,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     fn is_dir(&self, dir: &V::Dir, name: &[u8]) -> io::Result<bool> {
-        Ok(self.vfs.stat(dir, name)?.is_some_and(|m| m.kind == crate::vfs::Kind::Dir))
+        Ok(self.vfs.stat(dir, name)?.is_some_and(|m| m.kind == Kind::Dir))
     }
 
     /// Moves a name into staging, where it is judged before it is filed.
@@ -505,9 +505,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn rescue(&mut self, place: &Place<V>, op: &Op<V>, id: u64) -> Result<(), TreeError> {
         let disk = |source| TreeError::Disk { what: "reading staging", source };
         let Some(meta) = self.vfs.stat(&place.staging, &id_name(id)).map_err(disk)? else { return Ok(()) };
-        let own = match &op.staged {
-            Some(staged) => self.vfs.stat_file(&staged.file).map_err(disk)?.inode == meta.inode,
-            None => false,
+        let own = match (&op.staged, op.view.as_ref().map(|view| &view.value)) {
+            (Some(staged), _) => self.vfs.stat_file(&staged.file).map_err(disk)?.inode == meta.inode,
+            // One that a user made alike is the same version.
+            (None, Some(Value::Symlink { target })) if meta.kind == Kind::Symlink => {
+                self.vfs.read_link(&place.staging, &id_name(id)).map_err(disk)? == *target
+            }
+            (None, _) => false,
         };
         if own {
             return self.vfs.remove_file(&place.staging, &id_name(id)).map_err(disk);
@@ -606,7 +610,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut row = self.index.row(&op.path)?;
         let access = Some(access_of(meta, row.shown.as_ref(), self.owners));
         let state = op.leaves().map(|state| State { access, mtime: Some(meta.mtime), ..state });
-        let (stamp, provisional) = (Some(stamp_of(meta)), meta.kind != crate::vfs::Kind::Dir);
+        let (stamp, provisional) = (Some(stamp_of(meta)), meta.kind != Kind::Dir);
         let shown = Shown { context: op.row.entry.context.clone(), state };
         self.store_shown(&op.path, &mut row, ShownRow { shown, stamp, provisional });
         self.fail(&op.path, format!("{}: {why}", describe(op.kind)));

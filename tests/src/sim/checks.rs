@@ -84,10 +84,19 @@ impl Rest {
 
     /// An open file that users wrote into may be displaced by now; `content` is what was written last.
     pub(super) fn wrote_displaced(&mut self, user: &ModelUser, content: &str) {
-        let files = user.snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/vault/"));
+        let files = user.snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/"));
         let new = |c: &Vec<u8>| c.starts_with(content.as_bytes()) || c.ends_with(b" late");
         let written = files.map(|(_, seen)| seen.content).filter(new);
         self.complete.extend(written);
+    }
+
+    /// A crash of the machine may have torn what a user wrote between two calls and the engine had just displaced.
+    pub(super) fn torn(&mut self, before: &BTreeMap<Vec<u8>, Seen>, user: &ModelUser) {
+        for (path, seen) in user.snapshot(true).into_iter().filter(|(path, _)| path.starts_with(b".pleach/")) {
+            if before.get(&path).is_some_and(|live| live.content != seen.content && is_planned(&live.content)) {
+                self.complete.insert(seen.content);
+            }
+        }
     }
 
     /// A user wrote this into an open file.
@@ -258,6 +267,12 @@ impl Rest {
         }
         Ok(())
     }
+}
+
+/// Whether a content is of what users do between two calls: those are numbered from 1,000 on.
+fn is_planned(content: &[u8]) -> bool {
+    let number = content.strip_prefix(b"content ").unwrap_or_default();
+    number.iter().take_while(|byte| byte.is_ascii_digit()).count() > 3
 }
 
 impl World {

@@ -395,7 +395,7 @@ impl World {
 }
 
 /// Contents of all files on the disk.
-fn contents(user: &ModelUser) -> BTreeSet<Vec<u8>> {
+pub(super) fn contents(user: &ModelUser) -> BTreeSet<Vec<u8>> {
     let files = user.snapshot(true).into_values().filter(|seen| seen.kind == Kind::File);
     files.map(|seen| seen.content).collect()
 }

@@ -70,6 +70,11 @@ impl Deeds {
         }
     }
 
+    /// Takes note of what one took away from a disk.
+    pub(super) fn note_gone(&mut self, before: BTreeSet<Vec<u8>>, after: &BTreeSet<Vec<u8>>) {
+        self.superseded.extend(before.into_iter().filter(|content| !after.contains(content)));
+    }
+
     /// Contents that nobody changed who saw them, put where nobody else put anything since the last rest.
     fn unrivalled(&self) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
         let open = self
@@ -175,7 +180,9 @@ impl World {
         });
         for (_, seen) in filed {
             let named = self.minted.named.contains(&Hash(*blake3::hash(&seen.content).as_bytes()));
-            if !named && !self.rest.is_stored(&seen.content) {
+            // Of a file with other names a copy is filed: what users write through those meanwhile is there, too.
+            let shown = || self.nodes[n].model.seen().values().any(|other| other.content == seen.content);
+            if !named && !self.rest.is_stored(&seen.content) && !shown() {
                 let content = String::from_utf8_lossy(&seen.content);
                 return Err(format!("n{n} took '{content}' away, which no journal ever named"));
             }

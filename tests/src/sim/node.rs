@@ -83,6 +83,8 @@ pub(super) struct SimNode {
     hour_ago: Option<u64>,
     /// It was started once.
     pub(super) joined: bool,
+    /// All that it holds was looked at once, and paired.
+    paired: bool,
     pub(super) trials: Trials,
     how: Watch,
     watching: Option<Watching>,
@@ -124,6 +126,7 @@ impl SimNode {
             next_wait: 0,
             hour_ago: None,
             joined: false,
+            paired: false,
             trials: Trials::default(),
             how,
             watching: None,
@@ -167,6 +170,15 @@ impl SimNode {
         self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && calm(t))
             && self.exchange.all_applied()
             && !self.exchange.is_asking()
+    }
+
+    /// Whether what it holds is yet to pair for the first time.
+    pub(super) const fn is_yet_to_pair(&self) -> bool {
+        !self.paired
+    }
+
+    pub(super) fn note_paired(&mut self) {
+        self.paired |= self.model.tree.as_ref().is_some_and(pleach_store::tree::Tree::is_whole);
     }
 
     /// Whether it waits for a peer's whole index.

@@ -158,8 +158,8 @@ impl SimNode {
 impl World {
     /// Whether what users of a node do there may stay theirs alone, or be gone without their doing.
     pub(super) fn is_theirs_alone(&self, n: usize) -> bool {
-        let waits = || self.nodes[n].waits() || !self.nodes[n].joined;
-        self.ways.of[n] == Direction::Receive || self.ways.first[n] == Some(First::Receive) && waits()
+        let finds = self.ways.first[n] == Some(First::Receive) && self.nodes[n].is_yet_to_pair();
+        self.ways.of[n] == Direction::Receive || finds
     }
 
     /// Users of nodes that wait for a peer's index, or give theirs, have something there before.
