@@ -382,3 +382,18 @@ fn what_a_user_changed_on_a_receiver_is_not_sent_for_what_was_there() {
     rest(&mut a, &mut b);
     assert!(locals(&b) == 1 && !has(&b));
 }
+
+/// Found by seed 93874: each look at one name made the other one due, for what was noted as local was not compared.
+#[test]
+fn a_local_change_of_a_file_with_two_names_is_looked_at_once() {
+    let (mut a, mut b) = pair(Direction::Both);
+    write(&b, "x", "shown");
+    b.disk.user().hard_link("x", "y").unwrap();
+    rest(&mut a, &mut b);
+    turn(&mut b, Direction::Receive);
+    rest(&mut a, &mut b);
+    b.disk.user().write("x", "changed").unwrap();
+    rest(&mut a, &mut b);
+    assert!(b.tree.as_ref().unwrap().is_quiet());
+    assert_eq!(locals(&b), 2);
+}

@@ -509,3 +509,25 @@ fn a_link_that_could_not_be_put_in_place_is_no_change_of_a_users() {
     assert!(entry.context.iter().all(|dot| dot.actor.node == a.id), "{entry:?}");
     assert_eq!(pleach_tests::model::staged(&b), 0);
 }
+
+/// Found by seed 86047: the start failed, although there was nothing left to be done.
+#[test]
+fn a_file_taken_away_while_its_attributes_are_settled_keeps_no_tree_closed() {
+    for calls in 1..12 {
+        let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+        a.start().unwrap();
+        b.start().unwrap();
+        a.disk.user().write("f", "f").unwrap();
+        settle(&mut a, &mut b).unwrap();
+        a.disk.user().chmod("f", 0o600).unwrap();
+        let disk = b.disk.clone();
+        b.disk.before(OpKind::SetFileAttributes, 1, move |_| disk.crash_at(1));
+        settle(&mut a, &mut b).unwrap_err();
+        b.tree = None;
+        b.disk.restart(CrashKind::Process);
+        b.disk.before(OpKind::OpenFile, calls, |user| user.remove("f").unwrap_or_default());
+        b.start().unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+        assert_eq!(a.seen(), b.seen());
+    }
+}

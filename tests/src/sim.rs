@@ -12,10 +12,13 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pleach_protocol::entry::{ContentSibling, Hash, Value};
+use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Output;
+use pleach_store::rows::Direction;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
+
+use crate::model::ModelTree;
 
 mod checks;
 mod disk;
@@ -36,7 +39,6 @@ use life::{LifeFaults, Promise};
 use minted::{Deeds, Minted};
 use net::{Line, NetFaults};
 use node::{Event, SimNode};
-use pleach_store::rows::Direction;
 use ways::Ways;
 
 /// Turns of a healing world before it counts as restless.
@@ -174,13 +176,13 @@ impl std::fmt::Debug for World {
     }
 }
 
-/// The content of the greatest file among siblings.
-fn content_of<'e>(siblings: impl Iterator<Item = &'e ContentSibling>) -> Option<Hash> {
-    let files = siblings.filter_map(|s| match s.content.value() {
-        Some(value @ Value::File { hash, .. }) => Some((s.rank, value.clone(), *hash)),
+/// The content that a tree is to show at a path.
+fn wanted(tree: &ModelTree, path: &TreePath) -> Option<Hash> {
+    let index = tree.index();
+    match index.view(path, &index.row(path).ok()?).ok()??.value {
+        Value::File { hash, .. } => Some(hash),
         _ => None,
-    });
-    files.max().map(|(_, _, hash)| hash)
+    }
 }
 
 /// What a panic says.
@@ -695,10 +697,12 @@ impl World {
     /// Whether all that keeps nodes from rest are contents that are on no disk.
     fn only_lost_contents(&self) -> bool {
         let trees: Vec<_> = self.nodes.iter().filter_map(|n| n.model.tree.as_ref()).collect();
-        let lost = |path: &TreePath| {
-            let hashes = trees.iter().filter_map(|t| content_of(t.entry(path).ok()??.content.values()));
-            hashes.into_iter().all(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
+        let lost = |tree: &ModelTree, path: &TreePath| {
+            wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
         };
-        trees.iter().all(|t| t.stuck_paths().into_iter().all(lost)) && trees.iter().any(|t| t.stuck() > 0)
+        let in_the_way =
+            |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| why == ways::IN_THE_WAY);
+        let stuck = || trees.iter().flat_map(|tree| tree.stuck_paths().into_iter().map(move |path| (tree, path)));
+        stuck().all(|(tree, path)| lost(tree, path) || in_the_way(tree, path)) && stuck().any(|(t, path)| lost(t, path))
     }
 }

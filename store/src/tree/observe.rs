@@ -328,7 +328,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let names = self.linked.get(&stamp.inode).into_iter().flatten();
         let others: Vec<TreePath> = names.filter(|p| *p != path).cloned().collect();
         for other in others {
-            let known = self.index.row(&other).ok().and_then(|r| r.shown).and_then(|s| s.stamp);
+            let known = self.index.row(&other).ok().and_then(|row| self.known_there(&other, &row).ok().flatten());
+            let known = known.and_then(|s| s.stamp);
             if known.is_some_and(|s| s.inode == stamp.inode && s != *stamp) {
                 self.mark(&other, false, false);
             }

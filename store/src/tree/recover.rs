@@ -11,6 +11,7 @@ use pleach_protocol::version::NodeId;
 use pleach_protocol::view;
 
 use super::displace::id_name;
+use super::observe::is_no_dir;
 use super::perform::{UNLOCKED, is_locked};
 use super::{Tree, TreeError, content_of};
 use crate::kv::Kv;
@@ -213,11 +214,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             mtime: state.mtime,
         };
         let name = intent.path.name();
-        if matches!(state.value, Value::File { .. }) {
-            let file = self.vfs.open_file(dir, name)?;
-            self.vfs.set_file_attributes(&file, &set)?;
-        } else {
-            self.vfs.set_attributes(dir, name, &set)?;
+        let is_set = match &state.value {
+            Value::File { .. } => {
+                self.vfs.open_file(dir, name).and_then(|file| self.vfs.set_file_attributes(&file, &set))
+            }
+            _ => self.vfs.set_attributes(dir, name, &set),
+        };
+        match is_set {
+            // Somebody took it away just now.
+            Err(error) if is_no_dir(&error) => return Ok(()),
+            is_set => is_set?,
         }
         let stamp = self.vfs.stat(dir, name)?.map(|m| stamp_of(&m));
         let shown = Shown { context: intent.context.clone(), state: Some(state.clone()) };
