@@ -258,6 +258,22 @@ fn a_machine_put_back_twice_is_told_by_each_peer() {
     assert!(is_of_another_life(&a, &b) && is_of_another_life(&a, &c));
 }
 
+/// Found by seed 65408: the peer had collected tombstones that the machine may have missed, began its journal anew, and
+/// asked for everything; so nothing told the machine that it went back, and what it had taught was not told to it.
+#[test]
+fn a_machine_put_back_hears_of_what_it_taught_where_its_peer_begins_anew() {
+    let (mut a, mut b, image) = pair_with_image(false);
+    a.disk.user().write("y", "taught").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    put_back(&mut a, &image);
+    let tree = b.tree.as_mut().unwrap();
+    tree.forget_cursor(a.id);
+    tree.renew_incarnation([9; 16]).unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(a.disk.user().read("y").unwrap(), b"taught");
+}
+
 /// Restarts, sessions that tell nothing and a machine put back to a moment that its peer heard no more of are
 /// one life: no full exchange.
 #[test]

@@ -84,6 +84,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(read)
     }
 
+    /// How a row names the peer that taught it: of another life of the peer's journal, or of this one, it counts no more.
+    /// Where this journal began anew the peer may have been put back, and not know any more what it taught.
+    fn teacher(&self, (peer, theirs): (NodeId, [u8; 16])) -> (NodeId, [u8; 16]) {
+        let ours = self.index.meta().incarnation;
+        (peer, std::array::from_fn(|n| theirs[n] ^ ours[n]))
+    }
+
     fn read_rows_until(
         &self,
         head: u64,
@@ -93,6 +100,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<Rows, TreeError> {
         let (mut rows, mut names, mut upto, mut bytes) = (Vec::new(), std::collections::BTreeMap::new(), after, 0);
         let mut contents = Contents::default();
+        let teacher = self.teacher(peer);
         for _ in 0..JOURNAL_READS {
             let journal = self.index.journal(upto, JOURNAL_ROWS)?;
             let whole = journal.len() < JOURNAL_ROWS;
@@ -102,7 +110,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 upto = seq;
                 let row = self.index.row(&path)?;
-                if row.taught_by == Some(peer) {
+                if row.taught_by == Some(teacher) {
                     continue;
                 }
                 let content = self.inline_content(&mut contents, &path, &row);
@@ -173,7 +181,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);
             if merged != row.entry {
-                let taught_by = (merged == entry).then_some((peer, life.incarnation));
+                let taught_by = (merged == entry).then_some(self.teacher((peer, life.incarnation)));
                 let mut row = rows::EntryRow { entry: merged, ..row };
                 self.count_as_shown(&path, &mut row);
                 self.index.announce(&path, row, taught_by)?;
