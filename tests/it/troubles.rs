@@ -46,6 +46,23 @@ fn a_file_that_could_not_be_read_is_looked_at_again() {
     assert_eq!((tree.problems().len(), tree.index().meta().head), (0, 1));
 }
 
+/// Found by seed 78755: it was looked at again by itself, and what is in it never.
+#[test]
+fn what_is_in_a_directory_that_could_not_be_looked_at_is_found() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().mkdir_all("d/e").unwrap();
+    a.disk.user().write("d/e/f", "1").unwrap();
+    fail(&a.disk, OpKind::Stat, Some("d"), libc::EIO);
+    a.tree.as_mut().unwrap().catch_up().unwrap();
+    assert_eq!(a.tree.as_ref().unwrap().problems().len(), 1);
+    look_again(&mut a);
+    let entry = a.tree.as_ref().unwrap().entry(&path("d/e/f")).unwrap();
+    assert!(entry.is_some_and(|entry| !entry.context.is_empty()));
+    settle(&mut a, &mut b).unwrap();
+}
+
 /// A clock that was put back by a day must not put everything off for a day.
 #[test]
 fn what_failed_is_tried_again_although_the_clock_was_put_back() {

@@ -6,7 +6,7 @@ use pleach_protocol::time::Time;
 
 use super::{PAUSE_SECS_MAX, Tree, TreeError, is_due};
 use crate::kv::Kv;
-use crate::vfs::Vfs;
+use crate::vfs::{Kind, Vfs};
 
 const RETRY_SECS_MIN: i64 = 1;
 /// Beyond so many all is looked at again in one go.
@@ -79,7 +79,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let due = self.unseen.iter().filter(|(_, unseen)| is_due(unseen.retry_at, now));
         let due: Vec<(TreePath, bool)> = due.map(|(path, unseen)| (path.clone(), unseen.listing)).collect();
         for (path, listing) in due {
-            if listing {
+            // A directory that could not be looked at was not walked either.
+            if listing || self.is_directory(&path)? {
                 self.scan_below(&path)?;
             }
             if !path.is_root() {
@@ -87,6 +88,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a directory is there, as far as that can be told.
+    fn is_directory(&mut self, path: &TreePath) -> Result<bool, TreeError> {
+        let place = self.enter()?;
+        let found = self.open_parent(&place, path).and_then(|dir| match dir {
+            Some(dir) => self.vfs.stat(&dir, path.name()),
+            None => Ok(None),
+        });
+        Ok(matches!(found, Ok(Some(meta)) if meta.kind == Kind::Dir && !meta.mount_point))
     }
 
     /// When the next is looked at again.
