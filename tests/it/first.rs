@@ -171,3 +171,19 @@ fn a_tree_that_only_sends_follows_nobody() {
     assert_eq!((read(&a, "e/only").as_deref(), read(&b, "d/x")), (Some("ours"), None));
     assert_eq!(a.seen()[&b"e"[..]], b.seen()[&b"e"[..]]);
 }
+
+/// Found by seed 84859: each node gave it a time of its own.
+#[test]
+fn a_directory_that_only_a_follower_has_is_told_when_something_is_put_into_it() {
+    let (mut a, mut b) = (node(1, None, &[("x", "theirs")]), node(2, Some(First::Receive), &[("d/e/f", "ours")]));
+    b.disk.user().chmod("d", 0o700).unwrap();
+    a.start().unwrap();
+    b.start().unwrap();
+    settle(&mut a, &mut b).unwrap();
+    let tree = b.tree.as_mut().unwrap();
+    tree.follow(Some(First::Receive));
+    tree.scan().unwrap();
+    write(&b, "d/e/new", "made since");
+    rest(&mut a, &mut b);
+    assert_eq!((read(&a, "d/e/new").as_deref(), read(&b, "d/e/f")), (Some("made since"), None));
+}

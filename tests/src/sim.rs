@@ -620,6 +620,8 @@ impl World {
         }
         if lost_store {
             self.rest.store_lost(&there);
+            // It finds what its disk has as if it were new.
+            self.rest.emptied(n);
         }
         if power && self.faults.disks.hooks {
             // What a user wrote between two calls nobody has synced yet: it may be torn.

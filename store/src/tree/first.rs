@@ -4,6 +4,7 @@
 //! here supersedes what the peer has at the same path; with `receive` what is here and not there is as if it had been shown,
 //! so that the view takes its place, and it goes to the vault.
 
+use pleach_protocol::entry::Value;
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::view;
@@ -39,6 +40,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let never = !self.index.meta().paired && self.is_unmarked()?;
         self.waits = self.options.first.is_some() && (last.waits || never || self.options.approved || replaced);
         Ok(())
+    }
+
+    /// Whether a directory that no peer has was found by a root that follows, and somebody put something into it since: then it
+    /// is theirs, with its mode and time, and not one that others derive from what is in it.
+    pub(super) fn is_found_and_needed(&self, row: &EntryRow) -> bool {
+        if self.options.first != Some(First::Receive) || self.receives_only() {
+            return false;
+        }
+        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
+        let found = shown.is_some_and(|state| state.value == Value::Dir && state.mtime.is_some());
+        found && row.entry.context.is_empty() && row.live_children > 0
     }
 
     /// Pairs a path where one side's version counts; none where it pairs as any other.

@@ -8,6 +8,7 @@ use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_protocol::view::State;
+use pleach_protocol::wire::First;
 
 use super::{MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
@@ -192,7 +193,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (None, Pairing::No) if !self.index.meta().paired => Pairing::ByTime,
             (None, pairing) => pairing,
         };
-        let old = row.shown.clone().unwrap_or_default();
+        let mut old = row.shown.clone().unwrap_or_default();
         let around = self.index.surroundings(path, &row)?;
         let entry = Some(&row.entry).filter(|e| !e.context.is_empty());
         let how = Circumstances { pairing: pairing != Pairing::No, late: false, receives: self.receives_only() };
@@ -201,6 +202,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut provisional = found.is_some_and(|f| f.provisional);
         if let Some(was) = old.stamp.filter(|was| stamp.is_none_or(|now| now.inode != was.inode)) {
             self.leave_link(path, was.inode);
+        }
+        if self.is_found_and_needed(&row) {
+            // It is as if it were made now.
+            old.shown.state = None;
         }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
         let differs = matches!(outcome, Observation::Changed | Observation::Local);
@@ -280,6 +285,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         row.shown = Some(ShownRow { shown, stamp, provisional });
         self.index.put_row(path, &row);
         self.index.commit_if_large()?;
+        if self.options.first == Some(First::Receive) {
+            for dir in path.parents() {
+                let found = self.is_found_and_needed(&self.index.row(&dir)?);
+                if found {
+                    self.mark(&dir, true, false);
+                }
+            }
+        }
         Ok(Observed::Minted)
     }
 

@@ -364,9 +364,13 @@ impl World {
             Ok(()) => {
                 node.trials.was_away = false;
                 node.trials.to_approve = false;
-                if std::mem::take(&mut node.trials.store_lost) && self.ways.of(n) == Direction::Send {
-                    // What others deleted is still there, and is told anew.
-                    self.rest.touch_differing(&self.nodes[n].model.seen());
+                if std::mem::take(&mut node.trials.store_lost) {
+                    let there = self.nodes[n].model.seen();
+                    if self.ways.of(n) == Direction::Send {
+                        // What others deleted is still there, and is told anew.
+                        self.rest.touch_differing(&there);
+                    }
+                    self.ways.found(n, there.into_keys());
                 }
                 self.say(format!("n{n} is open again"));
                 self.nodes[n].check_contents_kept(false)

@@ -207,7 +207,7 @@ impl World {
             let own = own.filter(|path| !self.rest.is_put_unknowing(path, n));
             let own = own.filter(|path| seen.contains_key(path) || removed(path));
             // What is shown by one that goes one way is not what all show.
-            let own = own.filter(|_| self.ways.of(n) == Direction::Both);
+            let own = own.filter(|_| self.ways.of(n) == Direction::Both && !self.ways.has_turned(n));
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();
             let near = self.lines.iter().filter(|l| l.enabled && l.ends.contains(&n)).flat_map(|l| l.ends);
             let holders = near.chain([n]).collect();

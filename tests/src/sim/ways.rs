@@ -31,6 +31,8 @@ pub(super) struct Ways {
     turns: bool,
     /// Starts of nodes while they only received: nothing of theirs is told to anybody.
     silent: BTreeSet<Actor>,
+    /// Nodes that turned since the last rest: what they still show may be what others changed long since.
+    turned: BTreeSet<usize>,
     /// What users of a node may have done to paths while it only received, or before that was looked at.
     locals: Vec<BTreeSet<Vec<u8>>>,
 }
@@ -57,7 +59,14 @@ impl Ways {
                 *first = [None, None, Some(First::Send), Some(First::Receive)][random.index(4)];
             }
         }
-        Self { of, first, turns, silent: BTreeSet::new(), locals: vec![BTreeSet::new(); count] }
+        Self {
+            of,
+            first,
+            turns,
+            silent: BTreeSet::new(),
+            turned: BTreeSet::new(),
+            locals: vec![BTreeSet::new(); count],
+        }
     }
 
     /// A generator of its own: all else is drawn as without it.
@@ -81,6 +90,16 @@ impl Ways {
     /// Whether some node's version counts in place of what it never saw.
     pub(super) fn any_first(&self) -> bool {
         self.first.iter().any(Option::is_some)
+    }
+
+    /// A node finds what its disk has as if it were new: on one that only receives it stays, whatever peers delete.
+    pub(super) fn found(&mut self, n: usize, paths: impl Iterator<Item = Vec<u8>>) {
+        self.locals[n].extend(paths);
+    }
+
+    /// Whether what a node shows may stand for nothing that its users did.
+    pub(super) fn has_turned(&self, n: usize) -> bool {
+        self.turned.contains(&n)
     }
 
     pub(super) const fn turns(&self) -> bool {
@@ -207,13 +226,17 @@ impl World {
             self.rest.forget_put_by(n);
         }
         self.ways.of[n] = way;
+        self.ways.turned.insert(n);
+        // What users are about to do was planned before.
+        self.note_locals();
         let outcome = self.nodes[n].turn(way);
         self.after_work(n, outcome)
     }
 
     /// All is at rest: what nodes that tell what they have had for themselves is paired.
     pub(super) fn forget_locals(&mut self) {
-        let Ways { of, locals, .. } = &mut self.ways;
+        let Ways { of, locals, turned, .. } = &mut self.ways;
+        turned.clear();
         let told = locals.iter_mut().zip(of).filter(|(_, way)| **way != Direction::Receive);
         told.for_each(|(locals, _)| locals.clear());
     }
