@@ -498,8 +498,11 @@ impl World {
             self.minted.hear_of(deeds);
         }
         for path in self.rest.newest() {
-            for (_, other) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
-                self.rest.touch_others_links(&other.model.disk.user(), &String::from_utf8_lossy(&path));
+            for (other, node) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
+                for name in users::other_names(&node.model.disk.user(), &String::from_utf8_lossy(&path)) {
+                    self.rest.touch(name);
+                    self.ways.found(other, std::iter::once(name.as_bytes().to_vec()));
+                }
             }
         }
         self.release_touched(n);

@@ -257,16 +257,19 @@ impl Rest {
         self.touch_others_links(user, path);
     }
 
-    /// The same on a node that shows the change later: applied to one name, its times and mode are on all.
-    pub(super) fn touch_others_links(&mut self, user: &ModelUser, path: &str) {
-        let Ok(known) = user.stat(path) else { return };
-        if known.links < 2 || known.kind != Kind::File {
-            return;
-        }
-        for other in PATHS.into_iter().chain([".swap~"]) {
-            if user.stat(other).is_ok_and(|meta| meta.inode == known.inode) {
-                self.touch(other);
-            }
+    fn touch_others_links(&mut self, user: &ModelUser, path: &str) {
+        for other in other_names(user, path) {
+            self.touch(other);
         }
     }
+}
+
+/// The other names that a file has on a node: a change that is applied to one name has its times and mode on all.
+pub(super) fn other_names(user: &ModelUser, path: &str) -> Vec<&'static str> {
+    let Ok(known) = user.stat(path) else { return Vec::new() };
+    if known.links < 2 || known.kind != Kind::File {
+        return Vec::new();
+    }
+    let same = |other: &&str| user.stat(other).is_ok_and(|meta| meta.inode == known.inode);
+    PATHS.into_iter().chain([".swap~"]).filter(same).collect()
 }
