@@ -178,7 +178,9 @@ impl SimNode {
     }
 
     pub(super) fn note_paired(&mut self) {
-        self.paired |= self.model.tree.as_ref().is_some_and(pleach_store::tree::Tree::is_whole);
+        let Some(tree) = &self.model.tree else { return };
+        // A crash may undo that.
+        self.paired = tree.is_whole() || self.paired && tree.waits().is_none();
     }
 
     /// Whether it waits for a peer's whole index.
