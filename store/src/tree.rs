@@ -44,6 +44,7 @@ mod observe;
 mod pairing;
 mod partial;
 mod perform;
+mod plan;
 mod push;
 mod recover;
 mod scan;

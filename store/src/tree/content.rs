@@ -8,9 +8,10 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::session::What;
 use pleach_protocol::view::{self, State};
 
-use super::apply::{Plan, Progress, Work};
+use super::apply::{Progress, Work};
 use super::delta::Delta;
 use super::perform::OpKind;
+use super::plan::Plan;
 use super::{Tree, TreeError, Want, WantId};
 use crate::kv::Kv;
 use crate::root::Place;

@@ -578,6 +578,7 @@ fn a_watch_limit_is_worked_around() {
     assert!(run.status.success() && said.contains("1 passed"), "{run:?}");
 }
 
+/// Fails outside of the user namespace whose limit of watches `a_watch_limit_is_worked_around` lowers before it runs this.
 #[test]
 #[ignore = "run by a_watch_limit_is_worked_around"]
 fn limited_watches() {

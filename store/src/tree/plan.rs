@@ -1,0 +1,220 @@
+//! What a path needs: the disk is looked at, and compared with what the index says (DESIGN.md §7).
+
+use pleach_protocol::entry::Value;
+use pleach_protocol::mint::agrees;
+use pleach_protocol::path::TreePath;
+use pleach_protocol::view::State;
+
+use super::apply::Want;
+use super::perform::OpKind;
+use super::{Observed, Tree, TreeError, content_of};
+use crate::kv::Kv;
+use crate::root::Place;
+use crate::rows::{EntryRow, Pairing};
+use crate::vfs::{Kind, Vfs};
+
+/// What has to be done at a path.
+pub(super) enum Plan {
+    /// Nothing (any more).
+    Done,
+    /// Another path first, or content is on its way.
+    Wait,
+    /// This, now.
+    Do(OpKind),
+    /// It cannot be done for this reason.
+    Fail(String),
+}
+
+/// Whether a directory can be removed.
+enum Removable {
+    Now,
+    /// Only what users made is left in it, and the tree only receives.
+    HoldsLocals,
+    /// Not now.
+    Not(Plan),
+}
+
+impl<V: Vfs, K: Kv> Tree<V, K> {
+    /// Says what a path needs. Looks at the disk first: a local change is minted before anything else.
+    pub(super) fn plan(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        mut row: EntryRow,
+        wants: &mut Vec<Want>,
+    ) -> Result<(Plan, EntryRow), TreeError> {
+        if self.sends_only() {
+            self.pass_over(path, row.clone());
+            return Ok((Plan::Done, row));
+        }
+        let mut view = self.index.view(path, &row)?;
+        let is_dir = view.as_ref().is_some_and(|v| v.value == Value::Dir);
+        if self.options.ignore.ignored(path, is_dir) {
+            return Ok((Plan::Done, row));
+        }
+        let settled = |row: &EntryRow, view: Option<&State>| {
+            agrees(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), view)
+        };
+        if settled(&row, view.as_ref()) {
+            self.take_context(path, &mut row);
+            return Ok((Plan::Done, row));
+        }
+        let observed = match self.is_as_shown(place, path, &row, false) {
+            true => Observed::Same,
+            false => self.observe_in(place, path, false, false)?,
+        };
+        match observed {
+            Observed::Busy => {
+                self.mark(path, false, false);
+                return Ok((Plan::Fail("a program is writing it".into()), row));
+            }
+            Observed::Problem => return Ok((Plan::Fail(self.problems.get(path).cloned().unwrap_or_default()), row)),
+            Observed::Skipped => return Ok((Plan::Fail("a mount point or a special file is in the way".into()), row)),
+            Observed::Minted | Observed::Same => {
+                row = self.index.row(path)?;
+                view = self.index.view(path, &row)?;
+            }
+            Observed::Local => {
+                // What users made of it gives way to what a peer says next.
+                row = self.index.row(path)?;
+                view = self.index.view(path, &row)?;
+                let mut there = self.local(path)?.unwrap_or_default();
+                there.shown.context = Self::shown(&row).context;
+                row.shown = Some(there);
+            }
+        }
+        if settled(&row, view.as_ref()) {
+            self.take_context(path, &mut row);
+            return Ok((Plan::Done, row));
+        }
+        let plan = self.plan_change(place, path, &row, view.as_ref(), wants)?;
+        Ok((plan, row))
+    }
+
+    /// The disk shows the view already: Shown takes the entry's context.
+    fn take_context(&mut self, path: &TreePath, row: &mut EntryRow) {
+        let context = &row.entry.context;
+        let shown = row.shown.get_or_insert_default();
+        if shown.shown.context != *context {
+            shown.shown.context = context.clone();
+            row.pairing = Pairing::No;
+            self.index.put_row_later(path, row);
+        }
+    }
+
+    /// A tree that only sends applies nothing.
+    fn pass_over(&mut self, path: &TreePath, mut row: EntryRow) {
+        let before = row.shown.clone();
+        self.count_as_shown(path, &mut row);
+        if row.shown != before {
+            self.index.put_row_later(path, &row);
+        }
+    }
+
+    fn plan_change(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        row: &EntryRow,
+        view: Option<&State>,
+        wants: &mut Vec<Want>,
+    ) -> Result<Plan, TreeError> {
+        let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref()).map(|s| &s.value);
+        let Some(view) = view else {
+            return match shown {
+                None => Ok(Plan::Done),
+                // What is in it may be on its way elsewhere, and is looked through once.
+                Some(Value::Dir) if self.apply.defer(path) => Ok(Plan::Wait),
+                Some(Value::Dir) => match self.plan_removal(place, path)? {
+                    // It stays until they are gone, and is told of by nobody.
+                    Removable::HoldsLocals => {
+                        self.leave_to_users(path)?;
+                        Ok(Plan::Done)
+                    }
+                    Removable::Not(plan) => Ok(plan),
+                    Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
+                },
+                Some(value) => {
+                    if let (_, Some(hash)) = content_of(value)
+                        && self.apply.defer(path)
+                    {
+                        self.motion.leave(hash, path);
+                        return Ok(Plan::Wait);
+                    }
+                    Ok(Plan::Do(OpKind::Displace))
+                }
+            };
+        };
+        if shown == Some(&view.value) {
+            return Ok(Plan::Do(OpKind::Attributes));
+        }
+        if let Some(dir) = path.parent().filter(|p| !p.is_root())
+            && !self.has_directory(&dir)?
+        {
+            if self.apply.is_stuck(&dir) {
+                return Ok(Plan::Fail("its directory could not be made".into()));
+            }
+            self.take_up(&dir, self.apply.window.get(path).map_or(1, |w| w.seq));
+            return Ok(Plan::Wait);
+        }
+        match (&view.value, shown) {
+            (Value::Dir, None) => Ok(Plan::Do(OpKind::MakeDir)),
+            (Value::Dir, Some(_)) => Ok(Plan::Do(OpKind::Displace)),
+            (Value::Special { .. }, _) => Ok(Plan::Fail("special files are not in this version".into())),
+            (_, Some(Value::Dir)) => match self.plan_removal(place, path)? {
+                Removable::HoldsLocals => {
+                    Ok(Plan::Fail("a directory stands there with files that were made here".into()))
+                }
+                Removable::Not(plan) => Ok(plan),
+                Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
+            },
+            (Value::Symlink { .. }, _) => Ok(Plan::Do(OpKind::Put)),
+            (Value::File { .. }, _) => self.plan_content(place, path, row, view, wants),
+        }
+    }
+
+    /// A directory goes when nothing is left in it: what is unknown there is a creation, what is
+    /// known goes first, what is ignored keeps it.
+    fn plan_removal(&mut self, place: &Place<V>, path: &TreePath) -> Result<Removable, TreeError> {
+        let names = match self.vfs.open_path(&place.root, path).and_then(|dir| self.vfs.list(&dir)) {
+            Ok(names) => names,
+            Err(error) => return Ok(Removable::Not(Plan::Fail(format!("cannot be listed: {error}")))),
+        };
+        let (mut waits, mut locals, mut scanned) = (false, false, false);
+        for name in names {
+            let Ok(child) = path.join(&name.name) else { continue };
+            if self.options.ignore.ignored(&child, name.kind == Some(Kind::Dir)) {
+                continue;
+            }
+            let row = self.index.row(&child)?;
+            if row.shown.as_ref().is_some_and(|s| s.shown.state.is_some()) {
+                let stuck = self.apply.is_stuck(&child);
+                if !stuck {
+                    // One that failed is taken up when its pause is over, or every round would try it again.
+                    self.take_up(&child, row.seq);
+                }
+                match self.holds_locals(&child)? {
+                    true => locals = true,
+                    false => waits |= !stuck,
+                }
+                continue;
+            }
+            if self.receives_only() && !scanned && self.local(&child)?.is_none() {
+                self.scan_below(path)?;
+                scanned = true;
+            }
+            if self.local(&child)?.is_none() {
+                if !scanned {
+                    self.scan_below(path)?;
+                }
+                return Ok(Removable::Not(Plan::Wait));
+            }
+            locals = true;
+        }
+        Ok(match (waits, locals) {
+            (true, _) => Removable::Not(Plan::Wait),
+            (false, true) => Removable::HoldsLocals,
+            (false, false) => Removable::Now,
+        })
+    }
+}
