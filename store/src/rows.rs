@@ -182,8 +182,8 @@ pub struct EntryRow {
     pub entry: Entry,
     /// The newest journal position, 0 where it was never announced.
     pub seq: u64,
-    /// The peer that taught exactly this, and both journals' incarnations, one combined with the other: as long as these
-    /// are the same it need not hear it again.
+    /// The peer that taught exactly this, and a hash of both journals' incarnations: as long as these are the same it need
+    /// not hear it again.
     pub taught_by: Option<(NodeId, [u8; 16])>,
     /// What the disk showed last, none where it never did.
     pub shown: Option<ShownRow>,

@@ -12,17 +12,14 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use pleach_protocol::entry::{Hash, Value};
-use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Output;
 use pleach_store::rows::Direction;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
 
-use crate::model::ModelTree;
-
 mod checks;
 mod disk;
 mod events;
+mod heal;
 mod life;
 mod minted;
 mod net;
@@ -34,17 +31,12 @@ mod ways;
 
 use checks::Rest;
 use disk::Disks;
-use events::{Look, Watch};
+use events::Watch;
 use life::{LifeFaults, Promise};
 use minted::{Deeds, Minted};
 use net::{Line, NetFaults};
 use node::{Event, SimNode};
 use ways::Ways;
-
-/// Turns of a healing world before it counts as restless.
-const TURNS_MAX: usize = 600;
-/// Turns without any news before it counts as at rest.
-const TURNS_QUIET: usize = 3;
 
 /// A small generator, the same on every machine. Source: xorshift64*.
 #[derive(Clone, Debug)]
@@ -173,15 +165,6 @@ pub struct World {
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("World").field("nodes", &self.nodes.len()).finish_non_exhaustive()
-    }
-}
-
-/// The content that a tree is to show at a path.
-fn wanted(tree: &ModelTree, path: &TreePath) -> Option<Hash> {
-    let index = tree.index();
-    match index.view(path, &index.row(path).ok()?).ok()??.value {
-        Value::File { hash, .. } => Some(hash),
-        _ => None,
     }
 }
 
@@ -632,82 +615,5 @@ impl World {
             self.rest.torn(&before, &self.nodes[n].model.disk.user());
         }
         self.reopen(n)
-    }
-
-    /// Everything works again; goes on until all is at rest. False where a power failure took the only
-    /// copy of a content that was announced: its path is a problem until somebody writes it again.
-    fn heal(&mut self) -> Result<bool, String> {
-        self.say("healing".to_owned());
-        self.healing = true;
-        self.heal_lines();
-        for n in 0..self.nodes.len() {
-            self.nodes[n].model.disk.crash_at(u64::MAX);
-            self.end_trials(n);
-            if self.nodes[n].model.disk.crashed() {
-                self.restart(n, false)?;
-            }
-        }
-        self.rest.forget_plans();
-        self.settle_operators()?;
-        let (mut quiet, mut heads) = (0, Vec::new());
-        for turn in 0..TURNS_MAX {
-            let look = self.faults.watch.look_healing(turn);
-            let news = self.turn(look, turn % 20 == 19)?;
-            let now: Vec<_> = self.nodes.iter().map(SimNode::head).collect();
-            let busy = news || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
-            heads = now;
-            quiet = if busy { 0 } else { quiet + 1 };
-            if quiet >= TURNS_QUIET && turn > 25 {
-                self.say(format!("at rest after {turn} turns"));
-                self.healing = false;
-                return Ok(true);
-            }
-        }
-        // A lost store takes what its node still shows for a find: who deletes that afterwards has not seen what was
-        // announced before, which wins and is nowhere. Who only receives may take away what nobody has fetched yet.
-        let forgets = self.faults.lost_stores || self.faults.disks.can_lose() || self.ways.turns();
-        let may_lose = self.faults.power || self.outcome.wiped || forgets;
-        if may_lose && self.only_lost_contents() {
-            self.outcome.lost_with_power += 1;
-            return Ok(false);
-        }
-        let problems: Vec<_> = self.nodes.iter().map(SimNode::problems).collect();
-        Err(format!("no rest: {problems:?}"))
-    }
-
-    /// Everybody does what is to be done in a second; says whether there was more than pings.
-    fn turn(&mut self, look: Look, late: bool) -> Result<bool, String> {
-        self.connect();
-        self.pass(1_000_000_000)?;
-        let mut news = false;
-        for n in 0..self.nodes.len() {
-            // Paths that failed are tried again after at most 300 s.
-            self.nodes[n].model.disk.advance(if late { 400_000_000_000 } else { 0 });
-            if self.nodes[n].is_closed() {
-                self.reopen(n)?;
-            }
-            let outcome = self.nodes[n].round(self.now, look);
-            self.after_work(n, outcome)?;
-            while self.take_event(n)? {
-                news = true;
-            }
-            while self.take_mail(n) {}
-        }
-        while let Some(more) = self.carry()? {
-            news |= more;
-        }
-        Ok(news || self.lines.iter().any(Line::is_busy))
-    }
-
-    /// Whether all that keeps nodes from rest are contents that are on no disk.
-    fn only_lost_contents(&self) -> bool {
-        let trees: Vec<_> = self.nodes.iter().filter_map(|n| n.model.tree.as_ref()).collect();
-        let lost = |tree: &ModelTree, path: &TreePath| {
-            wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
-        };
-        let in_the_way =
-            |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| why == ways::IN_THE_WAY);
-        let stuck = || trees.iter().flat_map(|tree| tree.stuck_paths().into_iter().map(move |path| (tree, path)));
-        stuck().all(|(tree, path)| lost(tree, path) || in_the_way(tree, path)) && stuck().any(|(t, path)| lost(t, path))
     }
 }

@@ -87,8 +87,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// How a row names the peer that taught it: of another life of the peer's journal, or of this one, it counts no more.
     /// Where this journal began anew the peer may have been put back, and not know any more what it taught.
     fn teacher(&self, (peer, theirs): (NodeId, [u8; 16])) -> (NodeId, [u8; 16]) {
-        let ours = self.index.meta().incarnation;
-        (peer, std::array::from_fn(|n| theirs[n] ^ ours[n]))
+        let both = blake3::hash(&[theirs, self.index.meta().incarnation].concat());
+        let mut combined = theirs;
+        combined.copy_from_slice(&both.as_bytes()[..theirs.len()]);
+        (peer, combined)
     }
 
     fn read_rows_until(
@@ -177,11 +179,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         let told = self.index.cursor(peer)?.unwrap_or_default().peer_merged;
+        let teacher = self.teacher((peer, life.incarnation));
         for Announcement { path, entry, content } in rows {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);
             if merged != row.entry {
-                let taught_by = (merged == entry).then_some(self.teacher((peer, life.incarnation)));
+                let taught_by = (merged == entry).then_some(teacher);
                 let mut row = rows::EntryRow { entry: merged, ..row };
                 self.count_as_shown(&path, &mut row);
                 self.index.announce(&path, row, taught_by)?;

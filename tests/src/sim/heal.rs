@@ -1,0 +1,104 @@
+//! Everything works again: all that is to be done is done, and the world comes to rest.
+
+use pleach_protocol::entry::{Hash, Value};
+use pleach_protocol::path::TreePath;
+
+use super::World;
+use super::events::Look;
+use super::net::Line;
+use super::node::SimNode;
+use super::ways::IN_THE_WAY;
+use crate::model::ModelTree;
+
+/// Turns of a healing world before it counts as restless.
+const TURNS_MAX: usize = 600;
+/// Turns without any news before it counts as at rest.
+const TURNS_QUIET: usize = 3;
+
+impl World {
+    /// Everything works again; goes on until all is at rest. False where a power failure took the only
+    /// copy of a content that was announced: its path is a problem until somebody writes it again.
+    pub(super) fn heal(&mut self) -> Result<bool, String> {
+        self.say("healing".to_owned());
+        self.healing = true;
+        self.heal_lines();
+        for n in 0..self.nodes.len() {
+            self.nodes[n].model.disk.crash_at(u64::MAX);
+            self.end_trials(n);
+            if self.nodes[n].model.disk.crashed() {
+                self.restart(n, false)?;
+            }
+        }
+        self.rest.forget_plans();
+        self.settle_operators()?;
+        let (mut quiet, mut heads) = (0, Vec::new());
+        for turn in 0..TURNS_MAX {
+            let look = self.faults.watch.look_healing(turn);
+            let news = self.turn(look, turn % 20 == 19)?;
+            let now: Vec<_> = self.nodes.iter().map(SimNode::head).collect();
+            let busy = news || now != heads || !self.nodes.iter().all(SimNode::is_quiet);
+            heads = now;
+            quiet = if busy { 0 } else { quiet + 1 };
+            if quiet >= TURNS_QUIET && turn > 25 {
+                self.say(format!("at rest after {turn} turns"));
+                self.healing = false;
+                return Ok(true);
+            }
+        }
+        // A lost store takes what its node still shows for a find: who deletes that afterwards has not seen what was
+        // announced before, which wins and is nowhere. Who only receives may take away what nobody has fetched yet.
+        let forgets = self.faults.lost_stores || self.faults.disks.can_lose() || self.ways.turns();
+        let may_lose = self.faults.power || self.outcome.wiped || forgets;
+        if may_lose && self.only_lost_contents() {
+            self.outcome.lost_with_power += 1;
+            return Ok(false);
+        }
+        let problems: Vec<_> = self.nodes.iter().map(SimNode::problems).collect();
+        Err(format!("no rest: {problems:?}"))
+    }
+
+    /// Everybody does what is to be done in a second; says whether there was more than pings.
+    pub(super) fn turn(&mut self, look: Look, late: bool) -> Result<bool, String> {
+        self.connect();
+        self.pass(1_000_000_000)?;
+        let mut news = false;
+        for n in 0..self.nodes.len() {
+            // Paths that failed are tried again after at most 300 s.
+            self.nodes[n].model.disk.advance(if late { 400_000_000_000 } else { 0 });
+            if self.nodes[n].is_closed() {
+                self.reopen(n)?;
+            }
+            let outcome = self.nodes[n].round(self.now, look);
+            self.after_work(n, outcome)?;
+            while self.take_event(n)? {
+                news = true;
+            }
+            while self.take_mail(n) {}
+        }
+        while let Some(more) = self.carry()? {
+            news |= more;
+        }
+        Ok(news || self.lines.iter().any(Line::is_busy))
+    }
+
+    /// Whether all that keeps nodes from rest are contents that are on no disk.
+    fn only_lost_contents(&self) -> bool {
+        let trees: Vec<_> = self.nodes.iter().filter_map(|n| n.model.tree.as_ref()).collect();
+        let lost = |tree: &ModelTree, path: &TreePath| {
+            wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
+        };
+        let in_the_way =
+            |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| why == IN_THE_WAY);
+        let stuck = || trees.iter().flat_map(|tree| tree.stuck_paths().into_iter().map(move |path| (tree, path)));
+        stuck().all(|(tree, path)| lost(tree, path) || in_the_way(tree, path)) && stuck().any(|(t, path)| lost(t, path))
+    }
+}
+
+/// The content that a tree is to show at a path.
+fn wanted(tree: &ModelTree, path: &TreePath) -> Option<Hash> {
+    let index = tree.index();
+    match index.view(path, &index.row(path).ok()?).ok()??.value {
+        Value::File { hash, .. } => Some(hash),
+        _ => None,
+    }
+}
