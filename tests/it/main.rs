@@ -9,6 +9,7 @@ mod first;
 mod fuzz;
 mod histories;
 mod hooks;
+mod ignore;
 mod moves;
 mod relay;
 mod restart;

@@ -25,6 +25,7 @@ mod minted;
 mod net;
 mod node;
 mod quiet;
+mod rules;
 pub mod shrink;
 mod users;
 mod ways;
@@ -236,7 +237,9 @@ impl World {
         };
         let net = NetFaults::draw(&mut random, plan.seed);
         let lines = lines_of(count, shape).into_iter().map(|ends| Line::new(ends, net, &mut random)).collect();
-        let life = LifeFaults::draw(&mut random, plan.seed);
+        let mut life = LifeFaults::draw(&mut random, plan.seed);
+        // What is ignored by the time that it is looked at was nothing that a wait can promise.
+        life.waits &= !rules::change(plan.seed);
         let mut nodes: Vec<SimNode> =
             (0..count).map(|n| SimNode::new(u8::try_from(n + 1).unwrap_or(u8::MAX), faults.watch)).collect();
         if faults.skew {
@@ -320,6 +323,7 @@ impl World {
                     self.step()?;
                     self.bustle()?;
                     self.turn_ways()?;
+                    self.change_rules()?;
                     self.ask_planted()?;
                 }
             }
@@ -525,7 +529,11 @@ impl World {
         self.settle_waits(n);
         // What they did while a wait's commit was under way, too.
         self.hear_of_users(n);
-        self.rest.check_contents(n, &self.nodes[n], self.ways.of(n) == Direction::Both)?;
+        self.rest.check_contents(
+            n,
+            &self.nodes[n],
+            self.ways.of(n) == Direction::Both && !rules::change(self.plan.seed),
+        )?;
         self.check_minted(n)?;
         self.nodes[n].check_contents_kept(false)
     }

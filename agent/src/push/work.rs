@@ -23,8 +23,10 @@ use crate::machine::{local, now};
 use crate::owner::{Applied, CommandError, Event, PlanOf, PushAsk, PushPlace, Reply};
 use crate::peer::{PeerState, PeerStatus};
 
-/// A burst is gathered until nothing came for so long …
-const QUIET: Duration = Duration::from_millis(10);
+/// What came is gathered until nothing came for so long, the second where more than so many changes wait: a burst, which
+/// one more run of rsync would cost more than that wait …
+const QUIET: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+const FEW_MAX: u64 = 8;
 /// … at most for so long, the second where so many changes came by then.
 const GATHER_MAX: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 const BURST_MIN: u64 = 500;
@@ -249,7 +251,8 @@ impl<'a> Worker<'a> {
             if began.elapsed() >= longest {
                 return;
             }
-            match timeout(QUIET, self.source.applied.changed()).await {
+            let quiet = if waiting > FEW_MAX { QUIET.1 } else { QUIET.0 };
+            match timeout(quiet, self.source.applied.changed()).await {
                 Ok(Ok(())) => {}
                 Err(_) if self.source.applied.borrow().is_some_and(|applied| !applied.quiet) => {}
                 _ => return,

@@ -66,8 +66,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if last.direction != now {
             tracing::info!(from = ?last.direction, to = ?now, "the tree's direction is another");
             // What a tree that only sends passed over is applied, what one that does not has not applied is not.
-            self.apply.rewind();
-            self.index.lower_applied(0);
+            self.plan_anew();
         }
         let row = DirectionRow { direction: now, pairs_locals: self.pairs_locals, waits: self.waits };
         if row != last {

@@ -65,7 +65,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         rehash: bool,
         take_open: bool,
     ) -> Result<Observed, TreeError> {
-        if self.waits || self.options.ignore.ignored(path, false) {
+        if self.waits {
+            return Ok(Observed::Skipped);
+        }
+        if self.options.ignore.ignored(path, false) {
+            // What was listed against it while it was not is over.
+            self.seen_again(path, true);
+            self.seen_again(path, false);
             return Ok(Observed::Skipped);
         }
         let row = self.index.row(path)?;
@@ -208,6 +214,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             old.shown.state = None;
         }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
+        if row.shown.is_none() && row.live_children > 0 && disk.is_some_and(|disk| disk.value != Value::Dir) {
+            // It stands where a directory is to be, and both were ignored until now, perhaps.
+            self.plan_anew();
+        }
         let differs = matches!(outcome, Observation::Changed | Observation::Local);
         if let Some(found) = found.filter(|_| differs && pairing != Pairing::No)
             && let Some(paired) = self.pair_first(path, &row, found)?

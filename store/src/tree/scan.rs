@@ -344,10 +344,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let Some(view) = self.index.view(path, row)? else { return Ok(()) };
         if !self.options.ignore.ignored(path, view.value == Value::Dir) {
-            self.apply.rewind();
-            self.index.lower_applied(0);
+            self.plan_anew();
         }
         Ok(())
+    }
+
+    /// Plans every path again: what was passed is not ignored any more.
+    pub(super) fn plan_anew(&mut self) {
+        self.apply.rewind();
+        self.index.lower_applied(0);
     }
 
     fn vfs_lacks(&self, dir: &V::Dir, child: &TreePath) -> bool {

@@ -8,8 +8,8 @@ use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{ModelUser, Seen};
 
-use super::World;
 use super::node::SimNode;
+use super::{World, rules};
 
 /// What all showed at the last rest, and what users did.
 #[derive(Debug, Default)]
@@ -287,7 +287,12 @@ impl World {
             let open = |path: &[u8]| open.contains(path);
             match self.ways.of(n) {
                 Direction::Both => {
-                    let differs = difference(&shown[first], other, open);
+                    let differs = if rules::change(self.plan.seed) {
+                        let [left, right] = rules::managed(&shown[first], other);
+                        difference(&left, &right, open)
+                    } else {
+                        difference(&shown[first], other, open)
+                    };
                     if !differs.is_empty() {
                         return Err(format!("n{first} and n{n} differ: {differs}"));
                     }
@@ -301,7 +306,9 @@ impl World {
         self.check_entries()?;
         self.check_superseded()?;
         self.check_promises()?;
-        if let Some(path) = self.rest.put.iter().find(|path| !shown.contains_key(*path)) {
+        // Rules that change leave what they ignored where it was, and what they no longer ignore pairs.
+        let ruled = rules::change(self.plan.seed);
+        if let Some(path) = self.rest.put.iter().find(|path| !ruled && !shown.contains_key(*path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));
         }
         self.note_gone(shown)?;
@@ -309,7 +316,7 @@ impl World {
             let (before, after) = (self.rest.shown.get(path), shown.get(path));
             // What all showed is where a disk is left that showed it.
             let lost = after.is_none() && self.rest.lost.len() == self.nodes.len();
-            if before != after && !lost && !self.rest.is_touched(path) {
+            if before != after && !lost && !ruled && !self.rest.is_touched(path) {
                 let path = String::from_utf8_lossy(path);
                 return Err(format!("'{path}' changed, and no user touched it: {before:?} -> {after:?}"));
             }

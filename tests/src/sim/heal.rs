@@ -7,7 +7,8 @@ use super::World;
 use super::events::Look;
 use super::net::Line;
 use super::node::SimNode;
-use super::ways::IN_THE_WAY;
+use super::node::stands;
+use super::rules;
 use crate::model::ModelTree;
 
 /// Turns of a healing world before it counts as restless.
@@ -47,7 +48,10 @@ impl World {
         }
         // A lost store takes what its node still shows for a find: who deletes that afterwards has not seen what was
         // announced before, which wins and is nowhere. Who only receives may take away what nobody has fetched yet.
-        let forgets = self.faults.lost_stores || self.faults.disks.can_lose() || self.ways.turns();
+        let forgets = self.faults.lost_stores
+            || self.faults.disks.can_lose()
+            || self.ways.turns()
+            || rules::change(self.plan.seed);
         let may_lose = self.faults.power || self.outcome.wiped || forgets;
         if may_lose && self.only_lost_contents() {
             self.outcome.lost_with_power += 1;
@@ -87,10 +91,9 @@ impl World {
         let lost = |tree: &ModelTree, path: &TreePath| {
             wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
         };
-        let in_the_way =
-            |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| why == IN_THE_WAY);
+        let stands = |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| stands(why));
         let stuck = || trees.iter().flat_map(|tree| tree.stuck_paths().into_iter().map(move |path| (tree, path)));
-        stuck().all(|(tree, path)| lost(tree, path) || in_the_way(tree, path)) && stuck().any(|(t, path)| lost(t, path))
+        stuck().all(|(tree, path)| lost(tree, path) || stands(tree, path)) && stuck().any(|(t, path)| lost(t, path))
     }
 }
 

@@ -10,6 +10,7 @@ use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
 
 use super::checks::related;
+use super::rules;
 use super::ways::Ways;
 use super::{Faults, Random, World};
 use pleach_store::rows::Direction;
@@ -103,7 +104,7 @@ impl Minted {
         let writer = (reader.is_none() && random.once_in(4)).then(|| random.index(count));
         // Who only sends puts what they see in place of what they never saw.
         let (loses, late) = (faults.power, faults.disks.open_files || ways.any(Direction::Send) || ways.any_first());
-        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns();
+        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns() || rules::change(seed);
         let heads = vec![None; count];
         let (named, deeds) = (BTreeSet::new(), Deeds::default());
         Self { reader, writer, pairs, loses, late, named, heads, deeds }

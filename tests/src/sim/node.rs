@@ -20,6 +20,7 @@ use pleach_store::vfs::model::CrashKind;
 use super::disk::Trials;
 use super::events::{Look, Watch, Watching};
 use super::minted::Deeds;
+use super::rules;
 use super::ways::IN_THE_WAY;
 use crate::model::{ModelNode, ModelTree};
 
@@ -165,8 +166,7 @@ impl SimNode {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        // What users of one that only receives put in the way stays there, and is a problem.
-        let calm = |tree: &ModelTree| tree.problems().values().all(|why| why == IN_THE_WAY);
+        let calm = |tree: &ModelTree| tree.problems().values().all(|why| stands(why));
         self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && calm(t))
             && self.exchange.all_applied()
             && !self.exchange.is_asking()
@@ -613,4 +613,10 @@ impl SimNode {
         }
         Ok(())
     }
+}
+
+/// Whether a problem stands for as long as users leave things as they are: what users of one that only receives put in
+/// the way, and what is ignored in a directory that others removed.
+pub(super) fn stands(problem: &str) -> bool {
+    problem == IN_THE_WAY || rules::stands(problem)
 }

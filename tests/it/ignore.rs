@@ -1,0 +1,45 @@
+//! Ignore rules that change. Each of these was found by the simulation.
+
+use pleach_store::vfs::model::{FaultRule, OpKind};
+use pleach_tests::model::{ModelNode, rest, settle};
+
+/// Found by seeds 293, 1333, 4613, 6213 and 7093: what is beneath a directory was passed while that was ignored, and is looked for in a file that
+/// stands there.
+#[test]
+fn what_is_beneath_a_directory_appears_where_an_ignored_file_stood() {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    a.start().unwrap();
+    b.start().unwrap();
+    a.disk.user().write("k", "file").unwrap();
+    rest(&mut a, &mut b);
+    a.disk.user().write(".pleachignore", "k\n").unwrap();
+    rest(&mut a, &mut b);
+    a.disk.user().remove(".pleachignore").unwrap();
+    a.disk.user().remove("k").unwrap();
+    a.disk.user().mkdir_all("k").unwrap();
+    a.disk.user().write("k/f", "beneath").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    // Rules that changed make a scan due.
+    rest(&mut a, &mut b);
+    assert_eq!(b.disk.user().read("k/f").unwrap(), b"beneath");
+}
+
+/// Found by seeds 4843 and 9853.
+#[test]
+fn what_is_listed_against_a_path_is_over_when_it_is_ignored() {
+    let mut a = ModelNode::new(1);
+    a.start().unwrap();
+    a.disk.user().write("f", "1").unwrap();
+    let name = Some(b"f".to_vec());
+    a.disk.fail(FaultRule { op: Some(OpKind::ReadAt), name, errno: libc::EIO, times: u64::MAX });
+    a.tree.as_mut().unwrap().catch_up().unwrap();
+    assert_eq!(a.tree.as_ref().unwrap().problems().len(), 1);
+    a.disk.user().write(".pleachignore", "f\n").unwrap();
+    for _ in 0..2 {
+        let tree = a.tree.as_mut().unwrap();
+        tree.scan_later();
+        tree.catch_up().unwrap();
+        a.disk.advance(400_000_000_000);
+    }
+    assert_eq!(a.tree.as_ref().unwrap().problems().len(), 0);
+}
