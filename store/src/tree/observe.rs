@@ -214,8 +214,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             old.shown.state = None;
         }
         let outcome = mint::observe(entry, &around, &old.shown, disk, how);
-        if row.shown.is_none() && row.live_children > 0 && disk.is_some_and(|disk| disk.value != Value::Dir) {
-            // It stands where a directory is to be, and both were ignored until now, perhaps.
+        let in_the_way = row.live_children > 0 && disk.is_some_and(|disk| disk.value != Value::Dir);
+        if in_the_way && self.known_there(path, &row)?.is_none() {
+            // Nothing was known to be there, and what is to be beneath was passed, perhaps: both were ignored until now.
             self.plan_anew();
         }
         let differs = matches!(outcome, Observation::Changed | Observation::Local);

@@ -242,7 +242,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let name = id_name(intent.id);
         if self.vfs.stat(&place.staging, &name).map_err(disk)?.is_some() {
             // It has other names: it was copied into the vault, and filing it ended before it was taken out of staging.
-            self.vfs.remove_file(&place.vault, &name).map_err(disk)?;
+            // Somebody may have written through those since, so the copy stays.
+            self.keep_found(place, &place.vault, &name).map_err(disk)?;
         } else {
             self.vfs.rename(&place.vault, &name, &place.staging, &name, RenameMode::NoReplace).map_err(disk)?;
         }
@@ -335,11 +336,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut names = self.vfs.list(&place.staging).map_err(disk)?;
         names.retain(|name| !self.is_partial(&name.name));
         for name in names {
-            let kept = [FOUND, &id_name(self.index.next_id())[..]].concat();
-            tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file in staging goes into the vault");
-            self.vfs.rename(&place.staging, &name.name, &place.vault, &kept, RenameMode::NoReplace).map_err(disk)?;
+            self.keep_found(place, &place.staging, &name.name).map_err(disk)?;
         }
         Ok(())
+    }
+
+    /// Keeps a file that no row speaks of in the vault, under a name that says so.
+    fn keep_found(&mut self, place: &Place<V>, dir: &V::Dir, name: &[u8]) -> std::io::Result<()> {
+        let kept = [FOUND, &id_name(self.index.next_id())[..]].concat();
+        tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file is kept in the vault");
+        self.vfs.rename(dir, name, &place.vault, &kept, RenameMode::NoReplace)
     }
 
     /// What was minted here behind the last sync and is not on disk as minted, absent or older
