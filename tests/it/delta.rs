@@ -4,7 +4,7 @@ use pleach_protocol::entry::Hash;
 use pleach_protocol::session::What;
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, ask, rest, staged};
+use pleach_tests::model::{ModelNode, ask, pair, rest, staged};
 
 const SIZE: usize = 300_000;
 
@@ -15,10 +15,8 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn pair(content: &[u8]) -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+fn with(content: &[u8]) -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = pair();
     a.disk.user().write("f", content).unwrap();
     rest(&mut a, &mut b);
     (a, b)
@@ -105,7 +103,7 @@ fn changes(content: &[u8]) -> Vec<(&'static str, Vec<u8>, u64)> {
 fn only_what_is_new_is_sent() {
     let content = noise(1, SIZE);
     for (what, changed, most) in changes(&content) {
-        let (mut a, mut b) = pair(&content);
+        let (mut a, mut b) = with(&content);
         a.disk.user().write("f", &changed).unwrap();
         let want = one(&ask(&mut a, &mut b));
         let answer = manifest(&mut a, &want);
@@ -126,7 +124,7 @@ fn only_what_is_new_is_sent() {
 #[test]
 fn the_second_change_needs_a_small_part_of_the_manifest_and_no_cut() {
     let mut content = noise(1, SIZE);
-    let (mut a, mut b) = pair(&content);
+    let (mut a, mut b) = with(&content);
     let mut answers = Vec::new();
     for at in [10, SIZE / 2, SIZE - 10] {
         content[at] ^= 1;
@@ -148,7 +146,7 @@ fn the_second_change_needs_a_small_part_of_the_manifest_and_no_cut() {
 fn a_content_that_is_put_together_goes_on_where_it_broke_off() {
     let content = noise(1, SIZE);
     for crash in [None, Some(CrashKind::Process), Some(CrashKind::Machine { log: Keep::All, data: Data::Torn(7) })] {
-        let (mut a, mut b) = pair(&content);
+        let (mut a, mut b) = with(&content);
         a.disk.sync();
         b.disk.sync();
         let changed = [&content[..100_000], &noise(2, 50_000), &content[100_000..]].concat();
@@ -192,7 +190,7 @@ fn a_peer_that_lies_about_the_manifest_costs_time_only() {
     let changed = [&noise(2, 5_000), &content[..]].concat();
     let elsewhere = noise(9, changed.len());
     for lie in 0..5 {
-        let (mut a, mut b) = pair(&content);
+        let (mut a, mut b) = with(&content);
         a.disk.user().write("f", &changed).unwrap();
         let mut want = one(&ask(&mut a, &mut b));
         let good = manifest(&mut a, &want);
@@ -204,7 +202,7 @@ fn a_peer_that_lies_about_the_manifest_costs_time_only() {
             2 => good[..good.len() - 1].to_vec(),
             // The manifest of another content, as long as this.
             3 => {
-                let (mut c, _) = pair(&elsewhere);
+                let (mut c, _) = with(&elsewhere);
                 want.hash = Hash(*blake3::hash(&elsewhere).as_bytes());
                 manifest(&mut c, &want)
             }
@@ -230,7 +228,7 @@ fn a_peer_that_lies_about_the_manifest_costs_time_only() {
 #[test]
 fn without_a_manifest_the_content_comes_whole() {
     let content = noise(1, SIZE);
-    let (mut a, mut b) = pair(&content);
+    let (mut a, mut b) = with(&content);
     a.disk.user().write("f", [&noise(2, 5_000), &content[..]].concat()).unwrap();
     let want = one(&ask(&mut a, &mut b));
     b.tree.as_mut().unwrap().missing(want.id, "it is not cut").unwrap();
@@ -244,7 +242,7 @@ fn without_a_manifest_the_content_comes_whole() {
 fn an_old_content_that_changes_meanwhile_spoils_nothing() {
     let content = noise(1, SIZE);
     for before in [false, true] {
-        let (mut a, mut b) = pair(&content);
+        let (mut a, mut b) = with(&content);
         let mut changed = content.clone();
         changed[SIZE / 2] ^= 1;
         a.disk.user().write("f", &changed).unwrap();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{CrashKind, ModelUser, Seen};
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, pair, settle};
 
 const PATHS: [&str; 7] = ["x", "y", "d", "d/f", "d/e", "d/e/g", "z"];
 
@@ -147,9 +147,7 @@ fn random_histories_converge_and_lose_nothing() {
 
 #[test]
 fn a_file_hidden_behind_a_directory_returns_when_that_empties() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().mkdir_all("d").unwrap();
     a.disk.user().write("d/f", "1").unwrap();
     assert!(settle(&mut a, &mut b).unwrap());

@@ -1,15 +1,13 @@
 //! Ignore rules that change. Each of these was found by the simulation.
 
 use pleach_store::vfs::model::{FaultRule, OpKind};
-use pleach_tests::model::{ModelNode, rest, settle};
+use pleach_tests::model::{ModelNode, pair, rest, settle};
 
 /// Found by seeds 293, 1333, 4613, 6213 and 7093: what is beneath a directory was passed while that was ignored, and is looked for in a file that
 /// stands there.
 #[test]
 fn what_is_beneath_a_directory_appears_where_an_ignored_file_stood() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().write("k", "file").unwrap();
     rest(&mut a, &mut b);
     a.disk.user().write(".pleachignore", "k\n").unwrap();

@@ -5,14 +5,7 @@ use pleach_protocol::path::TreePath;
 use pleach_store::tree::Want;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::OpKind;
-use pleach_tests::model::{ModelNode, settle};
-
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    (a, b)
-}
+use pleach_tests::model::{ModelNode, pair, settle};
 
 fn path(text: &str) -> TreePath {
     TreePath::parse(text.as_bytes()).unwrap()

@@ -2,14 +2,12 @@
 
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, ask, rest, staged};
+use pleach_tests::model::{ModelNode, ask, pair, rest, staged};
 
 const SIZE: usize = 300_000;
 
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+fn rested() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = pair();
     rest(&mut a, &mut b);
     (a, b)
 }
@@ -47,7 +45,7 @@ fn one(wants: &[Want]) -> Want {
 fn what_arrived_is_not_sent_again_after_a_lost_link_or_a_kill() {
     for replaces in [false, true] {
         for killed in [false, true] {
-            let (mut a, mut b) = pair();
+            let (mut a, mut b) = rested();
             if replaces {
                 a.disk.user().write("f", "what was there before").unwrap();
                 rest(&mut a, &mut b);
@@ -77,7 +75,7 @@ fn what_arrived_is_not_sent_again_after_a_lost_link_or_a_kill() {
 #[test]
 fn what_a_crash_of_the_machine_tore_is_asked_for_again() {
     for data in [Data::Lost, Data::Kept, Data::Torn(7), Data::Torn(8)] {
-        let (mut a, mut b) = pair();
+        let (mut a, mut b) = rested();
         a.disk.user().write("f", large(0)).unwrap();
         a.disk.sync();
         let want = one(&ask(&mut a, &mut b));
@@ -94,7 +92,7 @@ fn what_a_crash_of_the_machine_tore_is_asked_for_again() {
 
 #[test]
 fn what_is_not_wanted_any_more_leaves_staging() {
-    let (mut a, mut b) = pair();
+    let (mut a, mut b) = rested();
     a.disk.user().write("f", large(0)).unwrap();
     let want = one(&ask(&mut a, &mut b));
     send(&a, &mut b, &want, 200_000);
@@ -112,7 +110,7 @@ fn what_is_not_wanted_any_more_leaves_staging() {
 
 #[test]
 fn what_does_not_add_up_is_thrown_away_and_asked_for_anew() {
-    let (mut a, mut b) = pair();
+    let (mut a, mut b) = rested();
     a.disk.user().write("f", large(0)).unwrap();
     let want = one(&ask(&mut a, &mut b));
     let other = large(9);
@@ -134,7 +132,7 @@ fn what_does_not_add_up_is_thrown_away_and_asked_for_anew() {
 #[test]
 fn what_is_staged_for_a_file_is_not_put_where_a_link_is_to_be_by_now() {
     for size in [20_000, 100_000, SIZE] {
-        let (mut a, mut b) = pair();
+        let (mut a, mut b) = rested();
         a.disk.user().write("f", &large(0)[..size]).unwrap();
         let want = one(&ask(&mut a, &mut b));
         let to = b.tree.as_mut().unwrap();
@@ -153,7 +151,7 @@ fn what_is_staged_for_a_file_is_not_put_where_a_link_is_to_be_by_now() {
 fn a_content_on_its_way_is_given_up_where_another_is_due_by_now() {
     // Small ones are kept in memory until all is there, large ones are built.
     for size in [20_000, SIZE] {
-        let (mut a, mut b) = pair();
+        let (mut a, mut b) = rested();
         a.disk.user().write("f", &large(1)[..size]).unwrap();
         let old = one(&ask(&mut a, &mut b));
         a.disk.user().chmod("f", 0o600).unwrap();

@@ -9,14 +9,7 @@ use pleach_protocol::time::Time;
 use pleach_store::root::RootError;
 use pleach_store::tree::TreeError;
 use pleach_store::vfs::model::{CrashKind, Data, Keep, OpKind};
-use pleach_tests::model::{ModelNode, settle};
-
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    (a, b)
-}
+use pleach_tests::model::{ModelNode, pair, settle};
 
 fn rest(a: &mut ModelNode, b: &mut ModelNode) {
     assert!(settle(a, b).unwrap(), "they come to rest");

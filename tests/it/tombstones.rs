@@ -2,14 +2,7 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::version::NodeId;
-use pleach_tests::model::{ModelNode, settle};
-
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    (a, b)
-}
+use pleach_tests::model::{ModelNode, pair, settle};
 
 fn known(node: &ModelNode, path: &str) -> bool {
     node.tree.as_ref().unwrap().entry(&TreePath::parse(path.as_bytes()).unwrap()).unwrap().is_some()

@@ -8,7 +8,7 @@ use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
 use pleach_store::vfs::model::{CrashKind, Data, DiskImage, FaultRule, Keep, ModelDisk, OpKind};
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, pair, settle};
 use pleach_tests::{Heard, pull};
 
 /// A disk and its store at one moment.
@@ -49,9 +49,7 @@ fn a_file_that_could_not_be_read_is_looked_at_again() {
 /// Found by seed 78755: it was looked at again by itself, and what is in it never.
 #[test]
 fn what_is_in_a_directory_that_could_not_be_looked_at_is_found() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().mkdir_all("d/e").unwrap();
     a.disk.user().write("d/e/f", "1").unwrap();
     fail(&a.disk, OpKind::Stat, Some("d"), libc::EIO);
@@ -113,9 +111,7 @@ fn a_root_that_could_not_be_listed_is_no_problem_for_ever() {
 /// not beat what others wrote since.
 #[test]
 fn what_could_not_be_read_while_the_tree_paired_pairs_later() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().mkdir_all("d").unwrap();
     a.disk.user().write("d/f", "old").unwrap();
     assert!(settle(&mut a, &mut b).unwrap());
@@ -208,9 +204,7 @@ fn write_alone(a: &mut ModelNode, names: &[&str]) {
 
 /// Two that are equal, and A's disk and store of a moment before the last change that B heard.
 fn pair_with_image(stopped: bool) -> (ModelNode, ModelNode, Image) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().write("x", "1").unwrap();
     assert!(settle(&mut a, &mut b).unwrap());
     if stopped {
@@ -373,9 +367,7 @@ fn a_mark_that_was_not_durable_is_made_so_before_it_counts() {
 /// its content: that is no edit, although the row's last change came from B.
 #[test]
 fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     assert!(settle(&mut a, &mut b).unwrap());
     a.disk.sync();
     write_alone(&mut a, &["x"]);
@@ -404,9 +396,7 @@ fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
 /// is nobody's change (seeds 542, 807, 2053 and 3030).
 #[test]
 fn a_directory_that_was_made_in_part_is_no_users_change() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     assert!(settle(&mut a, &mut b).unwrap());
     a.disk.user().mkdir_all("d").unwrap();
     a.disk.user().chmod("d", 0o700).unwrap();
@@ -478,9 +468,7 @@ fn what_cannot_be_looked_at_after_an_exchange_was_exchanged_all_the_same() {
 /// Found by seed 7692: each round took the child up again that had failed, and so another round was due, for ever.
 #[test]
 fn what_cannot_be_removed_does_not_keep_the_applier_busy_while_something_beside_it_waits() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().mkdir_all("k/d").unwrap();
     a.disk.user().write("k/d/f", "f").unwrap();
     a.disk.user().write("k/l", "l").unwrap();
@@ -503,9 +491,7 @@ fn what_cannot_be_removed_does_not_keep_the_applier_busy_while_something_beside_
 /// id.
 #[test]
 fn a_file_with_other_names_that_was_filed_in_part_is_filed_at_the_next_start() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     b.disk.user().write("f", "first").unwrap();
     b.disk.user().hard_link("f", "twin").unwrap();
     settle(&mut a, &mut b).unwrap();
@@ -527,9 +513,7 @@ fn a_file_with_other_names_that_was_filed_in_part_is_filed_at_the_next_start() {
 /// had put there, and was told as a change of this node.
 #[test]
 fn a_link_that_could_not_be_put_in_place_is_no_change_of_a_users() {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
+    let (mut a, mut b) = pair();
     a.disk.user().write("f", "first").unwrap();
     settle(&mut a, &mut b).unwrap();
     a.disk.user().remove("f").unwrap();
@@ -549,9 +533,7 @@ fn a_link_that_could_not_be_put_in_place_is_no_change_of_a_users() {
 #[test]
 fn a_file_taken_away_while_its_attributes_are_settled_keeps_no_tree_closed() {
     for calls in 1..12 {
-        let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-        a.start().unwrap();
-        b.start().unwrap();
+        let (mut a, mut b) = pair();
         a.disk.user().write("f", "f").unwrap();
         settle(&mut a, &mut b).unwrap();
         a.disk.user().chmod("f", 0o600).unwrap();

@@ -2,15 +2,8 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, pair, settle};
 use pleach_tests::{Heard, pull};
-
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    (a, b)
-}
 
 fn same(a: &ModelNode, b: &ModelNode) {
     let (left, right) = (a.seen(), b.seen());

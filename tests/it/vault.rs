@@ -5,7 +5,7 @@ use std::time::Duration;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::tree::Kept;
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, pair, settle};
 
 const MINUTE: i64 = 60_000_000_000;
 
@@ -18,13 +18,6 @@ fn expire(node: &mut ModelNode, history: Duration) -> u64 {
     let gone = tree.expire(history).unwrap();
     tree.commit().unwrap();
     gone
-}
-
-fn pair() -> (ModelNode, ModelNode) {
-    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
-    a.start().unwrap();
-    b.start().unwrap();
-    (a, b)
 }
 
 #[test]

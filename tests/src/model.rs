@@ -167,6 +167,19 @@ pub fn settle(a: &mut ModelNode, b: &mut ModelNode) -> Result<bool, TreeError> {
     crate::settle(a_side, b_side, &mut heard, 50)
 }
 
+/// Two nodes that run, with nothing on their disks.
+///
+/// # Panics
+/// Where a tree cannot be opened.
+#[must_use]
+pub fn pair() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));
+    for node in [&mut a, &mut b] {
+        node.start().expect("it starts");
+    }
+    (a, b)
+}
+
 /// Lets both talk until they rest, alike.
 ///
 /// # Panics

@@ -252,6 +252,7 @@ impl World {
         for (n, node) in nodes.iter_mut().enumerate() {
             node.model.first = ways.first(n);
             node.model.direction = ways.of(n);
+            node.ruled = rules::change(plan.seed);
         }
         let minted = Minted::draw(plan.seed, &faults, life.wipes, &ways, count);
         Self {
@@ -486,7 +487,7 @@ impl World {
         }
         for path in self.rest.newest() {
             for (other, node) in self.nodes.iter().enumerate().filter(|(other, _)| *other != n) {
-                for name in users::other_names(&node.model.disk.user(), &String::from_utf8_lossy(&path)) {
+                for name in users::all_names(&node.model.disk.user(), &String::from_utf8_lossy(&path)) {
                     self.rest.touch(name);
                     self.ways.found(other, std::iter::once(name.as_bytes().to_vec()));
                 }

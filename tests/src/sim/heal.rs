@@ -7,7 +7,6 @@ use super::World;
 use super::events::Look;
 use super::net::Line;
 use super::node::SimNode;
-use super::node::stands;
 use super::rules;
 use crate::model::ModelTree;
 
@@ -91,9 +90,15 @@ impl World {
         let lost = |tree: &ModelTree, path: &TreePath| {
             wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
         };
-        let stands = |tree: &ModelTree, path: &TreePath| tree.problems().get(path).is_some_and(|why| stands(why));
-        let stuck = || trees.iter().flat_map(|tree| tree.stuck_paths().into_iter().map(move |path| (tree, path)));
-        stuck().all(|(tree, path)| lost(tree, path) || stands(tree, path)) && stuck().any(|(t, path)| lost(t, path))
+        let stuck = || {
+            let open = self.nodes.iter().filter_map(|node| Some((node, node.model.tree.as_ref()?)));
+            open.flat_map(|(node, tree)| tree.stuck_paths().into_iter().map(move |path| (node, tree, path)))
+        };
+        let stands = |node: &SimNode, tree: &ModelTree, path: &TreePath| {
+            tree.problems().get(path).is_some_and(|why| node.stands(why))
+        };
+        stuck().all(|(node, tree, path)| lost(tree, path) || stands(node, tree, path))
+            && stuck().any(|(_, tree, path)| lost(tree, path))
     }
 }
 

@@ -84,6 +84,8 @@ pub(super) struct SimNode {
     hour_ago: Option<u64>,
     /// It was started once.
     pub(super) joined: bool,
+    /// Its users change what is ignored.
+    pub(super) ruled: bool,
     /// All that it holds was looked at once, and paired.
     paired: bool,
     pub(super) trials: Trials,
@@ -127,6 +129,7 @@ impl SimNode {
             next_wait: 0,
             hour_ago: None,
             joined: false,
+            ruled: false,
             paired: false,
             trials: Trials::default(),
             how,
@@ -166,10 +169,16 @@ impl SimNode {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        let calm = |tree: &ModelTree| tree.problems().values().all(|why| stands(why));
+        let calm = |tree: &ModelTree| tree.problems().values().all(|why| self.stands(why));
         self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && calm(t))
             && self.exchange.all_applied()
             && !self.exchange.is_asking()
+    }
+
+    /// Whether a problem stands for as long as users leave things as they are: what users of one that only receives put
+    /// in the way, and what is ignored in a directory that others removed.
+    pub(super) fn stands(&self, problem: &str) -> bool {
+        problem == IN_THE_WAY || self.ruled && rules::stands(problem)
     }
 
     /// Whether what it holds is yet to pair for the first time.
@@ -613,10 +622,4 @@ impl SimNode {
         }
         Ok(())
     }
-}
-
-/// Whether a problem stands for as long as users leave things as they are: what users of one that only receives put in
-/// the way, and what is ignored in a directory that others removed.
-pub(super) fn stands(problem: &str) -> bool {
-    problem == IN_THE_WAY || rules::stands(problem)
 }

@@ -258,14 +258,14 @@ impl Rest {
     }
 
     fn touch_others_links(&mut self, user: &ModelUser, path: &str) {
-        for other in other_names(user, path) {
+        for other in all_names(user, path) {
             self.touch(other);
         }
     }
 }
 
-/// The other names that a file has on a node: a change that is applied to one name has its times and mode on all.
-pub(super) fn other_names(user: &ModelUser, path: &str) -> Vec<&'static str> {
+/// All names of a file that has several on a node: a change that is applied to one name has its times and mode on all.
+pub(super) fn all_names(user: &ModelUser, path: &str) -> Vec<&'static str> {
     let Ok(known) = user.stat(path) else { return Vec::new() };
     if known.links < 2 || known.kind != Kind::File {
         return Vec::new();
