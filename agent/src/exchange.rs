@@ -598,6 +598,7 @@ impl<T: Tell> Exchange<T> {
             let reason = format!("its content is on {holder}; no connected peer has it");
             if !matches!(want.what, What::Manifest(_)) {
                 self.held.missed(want.hash);
+                tree.seek(want.hash);
             }
             return tree.missing(want.id, &reason);
         };

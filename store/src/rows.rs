@@ -253,7 +253,7 @@ pub struct ManifestRow {
     pub chunks: u32,
 }
 
-/// A displaced version.
+/// A displaced version; one whose path is not known any more has the root's.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct VaultRow {
     /// The content's hash; none for symbolic links.
@@ -264,7 +264,7 @@ pub struct VaultRow {
     pub state: State,
     /// When it was displaced.
     pub time: Time,
-    /// Why: `replaced`, `deleted`, `conflict`, `torn`.
+    /// Why: `replaced`, `deleted`, `conflict`, `torn`, `fetched`, `found`.
     pub reason: String,
     /// A writer had it open when it was displaced: it may change yet.
     pub open: bool,
@@ -589,7 +589,9 @@ pub fn key_content(key: &[u8]) -> Option<Holder> {
 pub fn key_vault(key: &[u8]) -> Option<(TreePath, u64)> {
     let cut = key.len().checked_sub(9).filter(|cut| key[*cut] == 0)?;
     let id = u64::from_be_bytes(key.get(cut + 1..)?.try_into().ok()?);
-    Some((key_path(&key[..cut])?, id))
+    // What is nobody's version has no name.
+    let path = if key.get(1..cut)? == [0] { TreePath::ROOT } else { key_path(&key[..cut])? };
+    Some((path, id))
 }
 
 #[cfg(test)]
@@ -614,6 +616,7 @@ mod tests {
         let (start, end) = subtree_range(Space::Entry, &p(b"a"));
         assert_eq!(keys.iter().filter(|k| **k >= start && **k < end).count(), 3);
         assert_eq!(key_vault(&vault_key(&p(b"a/b"), 77)), Some((p(b"a/b"), 77)));
+        assert_eq!(key_vault(&vault_key(&TreePath::ROOT, 77)), Some((TreePath::ROOT, 77)));
     }
 
     #[test]

@@ -48,7 +48,9 @@ mod plan;
 mod push;
 mod recover;
 mod scan;
+mod sought;
 mod told;
+mod unlisted;
 mod unseen;
 
 pub use apply::{Want, WantId};
@@ -146,6 +148,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     dirty: BTreeMap<TreePath, Dirty>,
     apply: apply::Applier<V>,
     late: displace::LateWriters,
+    unlisted: unlisted::Unlisted<V>,
+    sought: sought::Sought,
     fetches: BTreeMap<WantId, fetch::Fetch<V>>,
     fresh: fresh::Fresh,
     motion: local::Motion,
@@ -270,6 +274,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             dirty: BTreeMap::new(),
             apply: apply::Applier::new(applied, staged_max),
             late: displace::LateWriters::default(),
+            unlisted: unlisted::Unlisted::default(),
+            sought: sought::Sought::default(),
             fetches: BTreeMap::new(),
             fresh: fresh::Fresh::default(),
             motion: local::Motion::default(),

@@ -160,6 +160,8 @@ pub struct World {
     step: u32,
     /// How many deeds of users it planned.
     plans: u32,
+    /// How many more deeds it had.
+    acts: u32,
     done: BTreeSet<u32>,
 }
 
@@ -275,6 +277,7 @@ impl World {
             plan,
             step: 0,
             plans: 0,
+            acts: 0,
             done: BTreeSet::new(),
         }
     }
@@ -355,7 +358,7 @@ impl World {
     /// Begins the next step with a generator of its own; false where the plan leaves it out.
     fn next_step(&mut self) -> bool {
         self.step += 1;
-        self.plans = 0;
+        (self.plans, self.acts) = (0, 0);
         self.random = Random::of_step(self.plan.seed, self.step);
         let wanted = self.plan.only.as_ref().is_none_or(|only| only.contains(&self.step));
         if wanted {
@@ -467,12 +470,26 @@ impl World {
     fn user_acts(&mut self, n: usize) -> Result<(), String> {
         let contested = self.contested();
         let n = contested.as_ref().map_or(n, |(at, _)| *at);
+        let path = contested.map(|(_, path)| (path.as_bytes().to_vec(), false));
+        self.act_of_user(n, self.step, path)
+    }
+
+    /// A user acts once more in this step: no two deeds may write the same. At a path, and whether that is to be removed.
+    fn user_acts_too(&mut self, n: usize, path: Option<(Vec<u8>, bool)>) -> Result<(), String> {
+        self.acts += 1;
+        self.act_of_user(n, self.step + checks::ACTS_FROM * self.acts, path)
+    }
+
+    fn act_of_user(&mut self, n: usize, step: u32, path: Option<(Vec<u8>, bool)>) -> Result<(), String> {
         if self.nodes[n].model.disk.crashed() || !self.nodes[n].model.disk.is_mounted() || self.minted.only_reads(n) {
             return Ok(());
         }
         self.rest.begin(n);
-        let path = contested.as_ref().map(|(_, path)| path.as_bytes());
-        let at = users::At { disks: self.faults.disks, step: self.step, path };
+        let at = users::At {
+            disks: self.faults.disks,
+            step,
+            path: path.as_ref().map(|(path, gone)| (path.as_slice(), *gone)),
+        };
         let (before, everything) = (self.nodes[n].model.seen(), disk::contents(&self.nodes[n].model.disk.user()));
         let put = self.rest.put_until_now();
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);

@@ -136,6 +136,7 @@ impl<T: Tell> Exchange<T> {
     ) -> Result<(), TreeError> {
         let Some((read, unanswered)) = self.answer(tree, read) else { return Ok(()) };
         let young = now.0.saturating_sub(since.0) < HOLD_MAX;
+        let is_absent = matches!(unanswered, Unanswered::Absent(_));
         let (comes, reason) = match unanswered {
             Unanswered::Cutting => (young, "it is being cut".to_owned()),
             Unanswered::Absent(reason) => (young && self.may_come(tree, &read)?, reason),
@@ -144,6 +145,9 @@ impl<T: Tell> Exchange<T> {
         if comes {
             self.held.reads.push((read, since));
         } else {
+            if is_absent {
+                tree.seek(read.hash);
+            }
             self.refuse(&read, reason);
         }
         Ok(())

@@ -271,6 +271,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let mut wants = Vec::new();
         self.cut_on();
+        self.list_on()?;
+        self.seek_on()?;
         self.apply.copy_left = content::COPY_BYTES_MAX;
         let still = self.is_journal_still();
         self.apply_rounds(still, &mut wants)?;

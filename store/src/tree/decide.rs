@@ -10,6 +10,7 @@ use pleach_protocol::time::Time;
 use pleach_protocol::version::Dot;
 use pleach_protocol::view::{self, State, Surroundings};
 
+use super::displace::FOUND_BIT;
 use super::fetch::REASON_FETCHED;
 use super::{Tree, TreeError, content_of};
 use crate::index::IndexError;
@@ -86,6 +87,9 @@ pub enum DecideError {
     /// The tree goes one way: decisions are made where changes come from.
     #[error("this tree {}: decide it on a node that does both", if *.0 == Direction::Send { "only sends here" } else { "only receives here" })]
     OneWay(Direction),
+    /// The version was found in the vault of a store that was lost.
+    #[error("the path of this version is not known any more: name the path that is to have it")]
+    Unnamed,
     /// A directory with something in it stands there.
     #[error("a directory that is not empty stands there")]
     Directory,
@@ -124,7 +128,10 @@ fn dot_text(dot: Dot) -> String {
 }
 
 fn vault_text(id: u64) -> String {
-    format!("v{id}")
+    match id & FOUND_BIT {
+        0 => format!("v{id}"),
+        _ => format!("f{}", id & !FOUND_BIT),
+    }
 }
 
 /// Whether a path is the other or lies beneath it.
@@ -180,7 +187,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(self.index.name(dot.actor)?.unwrap_or_else(|| format!("{:?}", dot.actor.node)))
     }
 
-    /// The displaced versions of a path and of all beneath it.
+    /// The displaced versions of a path and of all beneath it; of the root also those whose paths are not known any more.
     ///
     /// # Errors
     /// The store's.
@@ -309,27 +316,31 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// The versions that a `restore` means: the named one, else the newest of the path, or the
-    /// newest of each path beneath it that is not there any more.
+    /// newest of each path beneath it that is not there any more. One whose path is not known any more is brought to `top`.
     ///
     /// # Errors
     /// [`DecideError`]; [`DecideError::Content`] asks for a fetch, then for another call.
     pub fn restorable(&self, top: &TreePath, version: Option<&str>) -> Result<Vec<(TreePath, State)>, DecideError> {
         let found = self.versions(top)?;
         if let Some(named) = version {
-            if let Some(version) = found.iter().find(|v| v.version == named) {
+            if let Some(version) = found.iter().find(|v| v.version == named && !v.path.is_root()) {
                 return Ok(vec![(version.path.clone(), version.state.clone())]);
+            }
+            if let Some(state) = self.found_version(named)? {
+                let path = Some(top.clone()).filter(|top| !top.is_root()).ok_or(DecideError::Unnamed)?;
+                return Ok(vec![(path, state)]);
             }
             let conflict = self.conflicts(top)?.into_iter().find(|c| c.version == named);
             let conflict = conflict.ok_or_else(|| DecideError::NoVersion(named.to_owned()))?;
             let state = self.state_of(&conflict.path, &conflict.loser)?;
             return Ok(vec![(conflict.path, state)]);
         }
-        let own = found.iter().filter(|v| v.path == *top).max_by_key(|v| v.time);
+        let own = found.iter().filter(|v| v.path == *top && !top.is_root()).max_by_key(|v| v.time);
         if let Some(version) = own {
             return Ok(vec![(version.path.clone(), version.state.clone())]);
         }
         let mut newest: std::collections::BTreeMap<TreePath, Version> = std::collections::BTreeMap::new();
-        for version in found {
+        for version in found.into_iter().filter(|v| !v.path.is_root()) {
             let gone = self.index.view(&version.path, &self.index.row(&version.path)?)?.is_none();
             if gone && newest.get(&version.path).is_none_or(|v| v.time <= version.time) {
                 newest.insert(version.path.clone(), version);
@@ -339,6 +350,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Err(DecideError::Nothing);
         }
         Ok(newest.into_values().map(|v| (v.path, v.state)).collect())
+    }
+
+    /// A version whose path is not known any more.
+    fn found_version(&self, named: &str) -> Result<Option<State>, TreeError> {
+        let (start, end) = rows::vault_range(&TreePath::ROOT);
+        let found = self.vault_rows(start, &end)?.into_iter().find(|(_, id, _)| vault_text(*id) == named);
+        Ok(found.map(|(_, _, row)| row.state))
     }
 
     /// Brings a version back, as a user would who has seen all that is known: what it replaces goes

@@ -22,9 +22,26 @@ const LATE_MAX: usize = 4_096;
 /// Vaulted files whose writers have not closed them yet, by id.
 pub(super) type LateWriters = BTreeMap<u64, TreePath>;
 
+/// What the names begin with of files that were found in staging, or beside what was filed.
+const FOUND: &str = "found-";
+/// In the id of such a file.
+pub(super) const FOUND_BIT: u64 = 1 << 63;
+
 /// The name of an id in staging and in the vault.
 pub(super) fn id_name(id: u64) -> Vec<u8> {
-    format!("{id:016x}").into_bytes()
+    match id & FOUND_BIT {
+        0 => format!("{id:016x}"),
+        _ => format!("{FOUND}{:016x}", id & !FOUND_BIT),
+    }
+    .into_bytes()
+}
+
+/// The id in such a name; none in what somebody else put there.
+pub(super) fn name_id(name: &[u8]) -> Option<u64> {
+    let name = std::str::from_utf8(name).ok()?;
+    let (digits, bit) = name.strip_prefix(FOUND).map_or((name, 0), |rest| (rest, FOUND_BIT));
+    let id = u64::from_str_radix(digits, 16).ok().filter(|id| *id < u64::MAX / 2)?;
+    (id_name(id | bit) == name.as_bytes()).then_some(id | bit)
 }
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
@@ -183,7 +200,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(self.late.len())
     }
 
-    /// Takes up, at a start, the vaulted files that were open when the agent stopped.
+    /// Takes up, at a start, the vaulted files that were open when the agent stopped, and passes over those that have rows.
     pub(super) fn find_late_writers(&mut self) -> Result<(), TreeError> {
         let mut start = vec![rows::Space::Vault as u8];
         let end = rows::after_prefix(&start);
@@ -194,7 +211,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             start.clone_from(last);
             start.push(0);
             for (key, row) in rows {
-                if let (true, Some((path, id))) = (row.open, rows::key_vault(&key)) {
+                let Some((path, id)) = rows::key_vault(&key) else { continue };
+                self.unlisted.is_listed(id);
+                if row.open {
                     self.late.insert(id, path);
                 }
             }

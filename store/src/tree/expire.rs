@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pleach_protocol::entry::Value;
+use pleach_protocol::path::TreePath;
 
 use super::displace::id_name;
 use super::{Tree, TreeError};
@@ -30,6 +31,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut start = vec![Space::Vault as u8];
         let end = [Space::Vault as u8 + 1];
         let mut gone = 0;
+        // Wherever they lost: of some versions the path is not known any more.
+        let mut losers: Option<BTreeSet<Value>> = None;
         loop {
             let found: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, ROWS)?;
             let Some((last, _)) = found.last() else { return Ok(gone) };
@@ -42,7 +45,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let place = self.enter()?;
             for (key, row) in old {
                 let Some((path, id)) = rows::key_vault(&key) else { continue };
-                let listed: BTreeSet<Value> = self.conflicts(&path)?.into_iter().map(|c| c.loser.value).collect();
+                let listed = match &losers {
+                    Some(listed) => listed,
+                    None => {
+                        let all = self.conflicts(&TreePath::ROOT)?;
+                        losers.insert(all.into_iter().map(|c| c.loser.value).collect())
+                    }
+                };
                 if row.open || listed.contains(&row.state.value) {
                     continue;
                 }

@@ -114,7 +114,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Stores the row of a version in the vault.
     pub(super) fn put_version(&mut self, path: &TreePath, id: u64, row: &VaultRow) {
-        if let Some(hash) = indexed(Some(&row.state)) {
+        // What is nobody's version is found by its content alone, however small.
+        let hash = if path.is_root() { row.hash } else { indexed(Some(&row.state)) };
+        if let Some(hash) = hash {
             self.index.put_other(rows::content_key(hash, &Holder::Vault(path.clone(), id)), &());
         }
         // A loser that is listed is looked for where it lost.
@@ -127,7 +129,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Deletes the row of a version that is not in the vault any more.
     pub(super) fn forget_version(&mut self, path: &TreePath, id: u64, (size, hash): (u64, Option<Hash>)) {
-        if let Some(hash) = hash.filter(|_| size > INLINE_BYTES_MAX) {
+        if let Some(hash) = hash.filter(|_| size > INLINE_BYTES_MAX || path.is_root()) {
             self.index.delete(rows::content_key(hash, &Holder::Vault(path.clone(), id)));
         }
         self.index.delete(rows::vault_key(path, id));

@@ -10,7 +10,7 @@ use pleach_protocol::time::Time;
 use pleach_protocol::version::NodeId;
 use pleach_protocol::view;
 
-use super::displace::id_name;
+use super::displace::{FOUND_BIT, id_name, name_id};
 use super::observe::is_no_dir;
 use super::perform::{UNLOCKED, is_locked};
 use super::{Tree, TreeError, content_of};
@@ -21,8 +21,6 @@ use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRo
 use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs};
 
 const JOURNAL_ROWS: usize = 512;
-/// What the names of unknown files in the vault begin with.
-const FOUND: &[u8] = b"found-";
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Settles what was intended, before the first scan. `crashed`: the machine went down since.
@@ -66,17 +64,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    /// Gives no id that a file here has: a store that is younger than the vault, lost or put back or
+    /// Notes what is in the vault, and gives no id that a file here has: a store that is younger than the vault, lost or put back or
     /// killed before its last batch, would give it again, and nothing could be filed under it.
     fn pass_ids_in_use(&mut self, place: &Place<V>) -> Result<(), TreeError> {
         let disk = |source| TreeError::Disk { what: "reading the vault", source };
         let mut greatest = 0;
-        for dir in [&place.staging, &place.vault] {
-            for found in self.vfs.list(dir).map_err(disk)? {
-                let name = found.name.strip_prefix(FOUND).unwrap_or(&found.name);
-                let id = std::str::from_utf8(name).ok().and_then(|name| u64::from_str_radix(name, 16).ok());
-                // What somebody else put there is not to use up all ids.
-                greatest = greatest.max(id.filter(|id| *id < u64::MAX / 2).unwrap_or(0));
+        for (dir, vault) in [(&place.staging, false), (&place.vault, true)] {
+            for id in self.vfs.list(dir).map_err(disk)?.iter().filter_map(|found| name_id(&found.name)) {
+                greatest = greatest.max(id & !FOUND_BIT);
+                if vault {
+                    self.unlisted.add(id);
+                }
             }
         }
         if greatest > self.index.meta().next_id {
@@ -341,11 +339,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    /// Keeps a file that no row speaks of in the vault, under a name that says so.
+    /// Keeps a file that no row speaks of in the vault, under a name that says so, until it is listed.
     fn keep_found(&mut self, place: &Place<V>, dir: &V::Dir, name: &[u8]) -> std::io::Result<()> {
-        let kept = [FOUND, &id_name(self.index.next_id())[..]].concat();
+        let id = self.index.next_id() | FOUND_BIT;
+        let kept = id_name(id);
         tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file is kept in the vault");
-        self.vfs.rename(dir, name, &place.vault, &kept, RenameMode::NoReplace)
+        self.vfs.rename(dir, name, &place.vault, &kept, RenameMode::NoReplace)?;
+        self.unlisted.add(id);
+        Ok(())
     }
 
     /// What was minted here behind the last sync and is not on disk as minted, absent or older

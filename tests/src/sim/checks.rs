@@ -9,7 +9,7 @@ use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{ModelUser, Seen};
 
 use super::node::SimNode;
-use super::{World, rules};
+use super::{World, minted, rules};
 
 /// What all showed at the last rest, and what users did.
 #[derive(Debug, Default)]
@@ -29,6 +29,8 @@ pub(super) struct Rest {
     /// Contents that were shown at a rest, and those of them that everybody knows to be gone.
     known: BTreeSet<Vec<u8>>,
     gone: BTreeSet<Vec<u8>>,
+    /// Contents that a node showed at a path, and that nobody had any more while it was running.
+    gone_at: BTreeSet<(usize, Vec<u8>, Vec<u8>)>,
     /// Nodes that came back empty since.
     emptied: BTreeSet<usize>,
     /// Nodes whose disks were lost or put back since.
@@ -114,6 +116,7 @@ impl Rest {
     /// A disk that was put back holds these again.
     pub(super) fn returned(&mut self, contents: &BTreeSet<Vec<u8>>) {
         self.gone.retain(|content| !contents.contains(content));
+        self.gone_at.retain(|(_, _, content)| !contents.contains(content));
     }
 
     /// A store that was put back knows these again.
@@ -121,6 +124,7 @@ impl Rest {
         let hashes: BTreeSet<Hash> = known.iter().flat_map(|(_, hashes)| hashes).copied().collect();
         let is_known = |content: &Vec<u8>| hashes.contains(&Hash(*blake3::hash(content).as_bytes()));
         self.gone.retain(|content| !is_known(content));
+        self.gone_at.retain(|(_, _, content)| !is_known(content));
         for (path, hashes) in known.iter().filter(|(_, hashes)| !hashes.is_empty()) {
             let shown = self.shown.get(path.as_bytes());
             let same = |seen: &Seen| {
@@ -261,6 +265,9 @@ impl Rest {
             let what = match &seen.content {
                 content if !self.complete.contains(content) => "is not whole",
                 content if both && self.gone.contains(content) => "was gone everywhere and came back",
+                content if both && self.gone_at.contains(&(n, path.clone(), content.clone())) => {
+                    "was gone here and came back"
+                }
                 _ => continue,
             };
             return Err(format!("n{n} shows '{}', which {what}: {seen:?}", String::from_utf8_lossy(&path)));
@@ -269,10 +276,20 @@ impl Rest {
     }
 }
 
-/// Whether a content is of what users do between two calls: those are numbered from 1,000 on.
+/// The numbers of what users do between two calls. A step has its own number, and there are fewer than so many.
+pub(super) const PLANS_FROM: u32 = 1_000;
+/// The numbers of what they do when they act more than once in a step.
+pub(super) const ACTS_FROM: u32 = 100_000;
+
+/// Whether a content is of what users do between two calls.
 fn is_planned(content: &[u8]) -> bool {
-    let number = content.strip_prefix(b"content ").unwrap_or_default();
-    number.iter().take_while(|byte| byte.is_ascii_digit()).count() > 3
+    number(content) % ACTS_FROM >= PLANS_FROM
+}
+
+/// The number of a content; 0 where it has none.
+fn number(content: &[u8]) -> u32 {
+    let digits = content.strip_prefix(b"content ").unwrap_or_default().iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number: u32, digit| number.wrapping_mul(10).wrapping_add(u32::from(digit - b'0')))
 }
 
 impl World {
@@ -349,6 +366,27 @@ impl World {
         let once = known.iter().filter(|c| c.ends_with(b"."));
         let over = once.filter(|c| !now.contains(*c) && !kept.contains(&Hash(*blake3::hash(c).as_bytes())));
         gone.extend(over.filter(|c| !elsewhere.contains(*c)).cloned());
+        Ok(())
+    }
+
+    /// What a node showed in the middle of everything, and what no node shows nor any journal lists by now, does not come
+    /// back there.
+    pub(super) fn note_gone_at(&mut self, n: usize, shown: BTreeSet<(Vec<u8>, Vec<u8>)>) -> Result<(), String> {
+        // A crash of the machine brings back what users removed, and nobody has heard of that yet. Who deletes what a lost
+        // store found on its disk has not seen what was announced before.
+        let comes_back = self.faults.power || self.faults.lost_stores || !self.one_way_contents().is_empty();
+        if comes_back || !self.nodes.iter().all(SimNode::is_up) {
+            return Ok(());
+        }
+        let mut there: BTreeSet<Hash> = BTreeSet::new();
+        for node in &self.nodes {
+            there.extend(node.model.seen().into_values().map(|seen| Hash(*blake3::hash(&seen.content).as_bytes())));
+            there.extend(node.entries()?.values().flat_map(minted::contents_of));
+        }
+        let is_gone =
+            |content: &[u8]| content.ends_with(b".") && !there.contains(&Hash(*blake3::hash(content).as_bytes()));
+        let gone = shown.into_iter().filter(|(_, content)| is_gone(content));
+        self.rest.gone_at.extend(gone.map(|(path, content)| (n, path, content)));
         Ok(())
     }
 

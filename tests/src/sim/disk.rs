@@ -11,7 +11,7 @@ use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{DiskImage, ModelUser, OpKind, Trouble, UserFile};
 
-use super::checks::Rest;
+use super::checks::{PLANS_FROM, Rest};
 use super::minted::Deeds;
 use super::node::SimNode;
 use super::{Random, World, users};
@@ -303,9 +303,9 @@ impl World {
 
     fn plan_at(&mut self, n: usize, (op, nth): (OpKind, usize), path: Option<&[u8]>) {
         self.rest.begin(n);
-        // A step plans several: no two may write the same. There are fewer than a thousand steps.
+        // A step plans several: no two may write the same.
         self.plans += 1;
-        let of = (self.step + 1_000 * self.plans, self.faults.disks.long);
+        let of = (self.step + PLANS_FROM * self.plans, self.faults.disks.long);
         let planned = users::plan(&mut self.random, &mut self.rest, of, path);
         planned.announce(&mut self.rest);
         self.release_touched(n);

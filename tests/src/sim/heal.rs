@@ -1,5 +1,7 @@
 //! Everything works again: all that is to be done is done, and the world comes to rest.
 
+use std::collections::BTreeSet;
+
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
 
@@ -8,7 +10,7 @@ use super::events::Look;
 use super::net::Line;
 use super::node::SimNode;
 use super::rules;
-use crate::model::ModelTree;
+use crate::model::{ModelNode, ModelTree};
 
 /// Turns of a healing world before it counts as restless.
 const TURNS_MAX: usize = 600;
@@ -84,12 +86,10 @@ impl World {
         Ok(news || self.lines.iter().any(Line::is_busy))
     }
 
-    /// Whether all that keeps nodes from rest are contents that are on no disk.
+    /// Whether all that keeps nodes from rest are contents that no node holds.
     fn only_lost_contents(&self) -> bool {
-        let trees: Vec<_> = self.nodes.iter().filter_map(|n| n.model.tree.as_ref()).collect();
-        let lost = |tree: &ModelTree, path: &TreePath| {
-            wanted(tree, path).is_some_and(|hash| trees.iter().all(|t| !t.has_content(path, hash)))
-        };
+        let held: BTreeSet<[u8; 32]> = self.nodes.iter().flat_map(|node| held(&node.model)).collect();
+        let lost = |tree: &ModelTree, path: &TreePath| wanted(tree, path).is_some_and(|hash| !held.contains(&hash.0));
         let stuck = || {
             let open = self.nodes.iter().filter_map(|node| Some((node, node.model.tree.as_ref()?)));
             open.flat_map(|(node, tree)| tree.stuck_paths().into_iter().map(move |path| (node, tree, path)))
@@ -100,6 +100,19 @@ impl World {
         stuck().all(|(node, tree, path)| lost(tree, path) || stands(node, tree, path))
             && stuck().any(|(_, tree, path)| lost(tree, path))
     }
+}
+
+/// The contents that a node holds: what is in its vault, and what its journal knows to be shown. What users made where the
+/// tree only receives, and what is ignored, is nobody's to serve.
+fn held(node: &ModelNode) -> BTreeSet<[u8; 32]> {
+    let is_held = |path: &[u8]| {
+        let Some(path) = TreePath::parse(path).ok() else { return path.starts_with(b".pleach/vault/") };
+        let known =
+            |tree: &ModelTree| Some(!tree.is_local(&path).ok()? && tree.index().row(&path).ok()?.shown.is_some());
+        node.tree.as_ref().and_then(known).unwrap_or(false)
+    };
+    let files = node.disk.user().snapshot(true).into_iter().filter(|(path, _)| is_held(path));
+    files.map(|(_, seen)| *blake3::hash(&seen.content).as_bytes()).collect()
 }
 
 /// The content that a tree is to show at a path.

@@ -130,7 +130,7 @@ impl Minted {
 }
 
 /// All contents that an entry names.
-fn contents_of(entry: &Entry) -> impl Iterator<Item = Hash> + '_ {
+pub(super) fn contents_of(entry: &Entry) -> impl Iterator<Item = Hash> + '_ {
     let siblings = entry.content.values().filter_map(|s| s.content.value());
     let losers = entry.losers.values().flatten().map(|loser| &loser.value);
     siblings.chain(losers).filter_map(|value| match value {

@@ -4,7 +4,7 @@
 //! need time. An end that hangs up is noticed at the other end behind what was under way, or never: then
 //! the session's own pings find out, or a new connection takes its place.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use pleach_protocol::session::Link as Role;
 
@@ -18,6 +18,8 @@ const CHALLENGE_MAX: u64 = 2_000_000_000;
 const HELLO_MAX: u64 = 10_000_000_000;
 /// Time passes in steps of at most this, so that every session is asked in time.
 const TICK: u64 = 1_000_000_000;
+/// Rounds of work in one go, at most.
+const WORK_ROUNDS_MAX: usize = 20;
 /// What is said where a newer session takes an older one's place.
 const REPLACED: &str = "a newer session takes its place";
 
@@ -175,6 +177,7 @@ impl World {
                     while self.carry()?.is_some() {}
                 }
             }
+            _ if self.net.stalls && self.random.once_in(2) => self.stand_still(at)?,
             _ if self.net.stalls => {
                 let (way, role) = (self.random.index(2), self.random.index(2));
                 self.lines[at].stalled[way][role] ^= true;
@@ -183,6 +186,61 @@ impl World {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// One stream carries nothing while everybody else does all there is to do, until hours have passed: whatever says
+    /// that its receiver knows more than it does is believed then.
+    fn stand_still(&mut self, at: usize) -> Result<(), String> {
+        let (way, role) = (self.random.index(2), usize::from(self.random.once_in(4)));
+        let end = self.lines[at].ends[1 - way];
+        let before = std::mem::replace(&mut self.lines[at].stalled[way][role], true);
+        let stalled = self.lines[at].stalled;
+        self.say(format!("line {at} stands still {stalled:?}, and all others are quick"));
+        let mut shown = BTreeSet::new();
+        for _ in 0..1 + self.random.below(5) {
+            let n = self.random.index(self.nodes.len());
+            let mut changed = Vec::new();
+            for _ in 0..1 + self.random.below(4) {
+                self.user_acts_too(n, None)?;
+                changed.extend(self.rest.newest().into_iter().next());
+            }
+            self.all_work()?;
+            shown.extend(self.nodes[end].model.seen().into_iter().map(|(path, seen)| (path, seen.content)));
+            // Users at its end take away what others just changed.
+            for path in changed.into_iter().filter(|_| n != end) {
+                let gone = self.random.once_in(2);
+                self.user_acts_too(end, Some((path, gone)))?;
+            }
+            self.all_work()?;
+        }
+        self.note_gone_at(end, shown)?;
+        self.let_hours_pass(end)?;
+        self.let_hours_pass(end)?;
+        self.lines[at].stalled[way][role] = before;
+        Ok(())
+    }
+
+    /// Everybody does what there is to do, with all events seen and on quick lines.
+    fn all_work(&mut self) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.healing, true);
+        for _ in 0..WORK_ROUNDS_MAX {
+            self.connect();
+            let mut busy = false;
+            for n in 0..self.nodes.len() {
+                self.work(n)?;
+                while self.take_mail(n) || self.take_event(n)? {
+                    busy = true;
+                }
+            }
+            while let Some(news) = self.carry()? {
+                busy |= news;
+            }
+            if !busy {
+                break;
+            }
+        }
+        self.healing = before;
         Ok(())
     }
 

@@ -185,8 +185,8 @@ pub(super) fn plan(random: &mut Random, rest: &mut Rest, (step, long): (u32, boo
 pub(super) struct At<'p> {
     pub(super) disks: Disks,
     pub(super) step: u32,
-    /// Where; anywhere if it is not said.
-    pub(super) path: Option<&'p [u8]>,
+    /// Where, and whether it is to be removed; anything anywhere if it is not said.
+    pub(super) path: Option<(&'p [u8], bool)>,
 }
 
 /// Does something a user does, and says what; none where the disk refuses it.
@@ -199,8 +199,10 @@ pub(super) fn act(node: &mut SimNode, random: &mut Random, rest: &mut Rest, at: 
         rest.wrote_displaced(&user, &format!("content {step}"));
         return what;
     }
-    let mut deed = plan(random, rest, (step, disks.long), at);
-    if disks.links && random.once_in(8) {
+    let mut deed = plan(random, rest, (step, disks.long), at.map(|(path, _)| path));
+    if at.is_some_and(|(_, gone)| gone) {
+        deed.what = What::RemoveAll;
+    } else if disks.links && random.once_in(8) {
         deed.what = What::Link;
         rest.touch(deed.to);
     }
