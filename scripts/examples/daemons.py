@@ -84,17 +84,21 @@ class RsyncDaemon:
 
 
 class Nginx:
-    """A web server over a directory, or one that shares requests out to others."""
+    """A web server over a directory, or one that shares requests out to others, and keeps their answers (`caches`)."""
 
-    def __init__(self, base, name, root=None, backends=()):
+    def __init__(self, base, name, root=None, backends=(), caches=False):
         self.port, self.dir = free_port(), os.path.join(base, f"nginx-{name}")
         os.makedirs(self.dir)
         if root:
             inner = f"server {{ listen 127.0.0.1:{self.port}; root {root}; }}"
         else:
             servers = "".join(f"server 127.0.0.1:{b.port}; " for b in backends)
-            inner = (f"upstream web {{ {servers}}} server {{ listen 127.0.0.1:{self.port}; "
-                     "location / { proxy_pass http://web; add_header X-From $upstream_addr always; } }")
+            # As a CDN does: an answer is kept until somebody asks for it to be fetched anew.
+            cache = f"proxy_cache_path {self.dir}/kept keys_zone=kept:1m; " if caches else ""
+            kept = "proxy_cache kept; proxy_cache_valid 200 10m; proxy_cache_bypass $http_x_purge; proxy_hide_header X-From; " if caches else ""
+            seen = "$upstream_cache_status" if caches else "$upstream_addr"
+            inner = (f"{cache}upstream web {{ {servers}}} server {{ listen 127.0.0.1:{self.port}; "
+                     f"location / {{ proxy_pass http://web; {kept}add_header X-From {seen} always; }} }}")
         user = "user root;" if os.geteuid() == 0 else ""
         temp = "".join(f"{kind}_temp_path {self.dir}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         with open(f"{self.dir}/nginx.conf", "w") as f:
@@ -103,7 +107,7 @@ class Nginx:
         self.process = Process(["nginx", "-p", self.dir, "-c", f"{self.dir}/nginx.conf", "-e", f"{self.dir}/error.log"], self.port)
 
     def get(self, path):
-        """Status, body, and which server it came from."""
+        """Status, body, and which server it came from, or whether it was kept."""
         c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             c.request("GET", path)
