@@ -238,19 +238,24 @@ impl Push {
                 }
             }
             PushEvent::Source(source) => self.source = source,
-            PushEvent::Command(command) => command.refuse("push", "the peer is paused"),
+            PushEvent::Command(command) => {
+                let why = match self.setup.fallback {
+                    Some(_) => "its agent is there, or not away for long: nothing goes to its fallback",
+                    None => "the peer is paused",
+                };
+                command.refuse(why);
+            }
         }
         true
     }
 }
 
 impl PushCommand {
-    fn refuse(self, what: &str, why: &str) {
-        let failure = Err(Failure::done(what, why));
+    fn refuse(self, why: &str) {
         // Whoever went away needs no answer.
         match self {
-            Self::Check { reply, .. } => drop(reply.done.send(failure)),
-            Self::Approve(reply) => drop(reply.send(failure)),
+            Self::Check { reply, .. } => drop(reply.done.send(Err(Failure::done("push", why)))),
+            Self::Approve(reply) => drop(reply.send(Err(Failure::done("approve", why)))),
         }
     }
 }

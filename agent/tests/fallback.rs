@@ -26,11 +26,11 @@ struct Served {
 
 impl Served {
     fn start(module: &str) -> Self {
-        Self::start_with(module, None)
+        Self::start_with(module, None, "")
     }
 
-    /// `rsync`: what `a` finds under that name.
-    fn start_with(module: &str, rsync: Option<&Path>) -> Self {
+    /// `rsync`: what `a` finds under that name; `more`: lines of its `[[peer]]`.
+    fn start_with(module: &str, rsync: Option<&Path>, more: &str) -> Self {
         let base = tempfile::tempdir().unwrap();
         let (mut a, mut b) = (Node::new(base.path(), "a"), Node::new(base.path(), "b"));
         let link = Link::to(b.port);
@@ -39,7 +39,7 @@ impl Served {
         let pass = base.path().join("pass");
         secret(&pass, "bpw\n");
         let fallback = format!(
-            "fallback = \"rsync://buser@127.0.0.1:{}/b\"\nfallback_after = \"1s\"\npassword_file = {pass:?}\n",
+            "fallback = \"rsync://buser@127.0.0.1:{}/b\"\nfallback_after = \"1s\"\npassword_file = {pass:?}\n{more}",
             daemon.port
         );
         a.tree("t", "tree", "").peer("b", &b.key.clone(), Some(link.port), &fallback);
@@ -197,7 +197,7 @@ fn nothing_is_written_behind_the_agent_that_returned() {
     );
     fs::write(bin.path().join("rsync"), script).unwrap();
     fs::set_permissions(bin.path().join("rsync"), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut s = Served::start_with("", Some(bin.path()));
+    let mut s = Served::start_with("", Some(bin.path()), "");
     s.a.write("f", "0");
     s.settle();
     fs::write(&hold, "").unwrap();
@@ -293,4 +293,34 @@ fn a_daemon_that_is_down_too_gets_it_later() {
     s.settle();
     assert_eq!(s.b.read("f").as_deref(), Some("3"));
     assert_eq!(s.a.conflicts(), Vec::<[Value; 5]>::new());
+}
+
+/// A full check sees what no journal tells; what it displaces and deletes there is taken in when the agent is back.
+#[test]
+fn a_full_check_of_a_fallback_loses_nothing_that_was_made_there() {
+    let mut s = Served::start_with("", None, "mirror = true\n");
+    s.a.write("f", "1");
+    s.a.write("left", "1");
+    s.settle();
+    let refused = s.a.fails(&["push", "b"]);
+    assert!(refused.contains("its agent is there"), "{refused}");
+    s.b.kill();
+    s.b.write("f", "edited there");
+    s.b.write("made", "there");
+    fs::remove_file(s.b.at("left")).unwrap();
+    s.a.write("last", "1");
+    until("the fallback serves", || s.b.at("last").exists());
+    assert_eq!((s.b.read("f").as_deref(), s.b.at("left").exists()), (Some("edited there"), false), "of no journal");
+    // What was not pushed is deleted once somebody said so.
+    let held = s.a.fails(&["push", "b"]);
+    assert!(held.contains("pleach approve --peer b"), "{held}");
+    assert_eq!((s.b.read("f").as_deref(), s.b.read("left").as_deref()), (Some("1"), Some("1")));
+    assert_eq!(s.b.read("made").as_deref(), Some("there"));
+    s.a.ok(&["approve", "--peer", "b"]);
+    assert!(!s.b.at("made").exists() && s.b.at(".pleach").exists());
+    s.b.start();
+    s.settle();
+    assert_eq!(s.a.read("f").as_deref(), Some("edited there"), "who edited it saw what was there");
+    assert_eq!(s.a.read("made").as_deref(), Some("there"));
+    assert_eq!(s.a.read("left").as_deref(), Some("1"), "b's agent did not see that deletion");
 }

@@ -144,13 +144,13 @@ impl Agent {
         }
     }
 
-    /// Sends a command to a daemon's task.
+    /// Sends a command to the task of a daemon, or of a peer's fallback.
     fn tell_push(&self, what: &str, peer: &str, command: PushCommand) -> Result<(), Failure> {
         let parts = lock(&self.parts);
-        let Some(push) = parts.pushes.iter().find(|push| push.setup.name == peer) else {
+        let Some(push) = parts.pushes.iter().chain(&parts.fallbacks).find(|push| push.setup.name == peer) else {
             let name = peer.escape_debug();
             if parts.peers.iter().any(|p| p.setup.name == peer) {
-                return Err(Failure::usage(what, format!("the peer '{name}' is a node, not an rsync daemon")));
+                return Err(Failure::usage(what, format!("the peer '{name}' is a node without an rsync daemon")));
             }
             return Err(Failure::usage(what, format!("there is no peer named '{name}'")).help("see: pleach status"));
         };

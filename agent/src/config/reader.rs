@@ -303,10 +303,8 @@ impl Reader<'_> {
                     self.error(&value.span(), format!("{key} is only for a peer with an agent"));
                 }
                 "fallback" => {}
-                "fallback_after" | "password_file" | "timeout" | "rsync_options" if falls_back => {}
-                "full_check" | "mirror" if falls_back => {
-                    self.error(&value.span(), format!("{key} of a fallback is not in this version of pleach"));
-                }
+                "fallback_after" | "password_file" | "timeout" | "rsync_options" | "full_check" | "mirror"
+                    if falls_back => {}
                 "fallback_after" => self.error(&value.span(), "fallback_after is only for a fallback".into()),
                 other if !legacy => {
                     let other = other.to_owned();

@@ -104,16 +104,18 @@ fn a_fallback_has_the_options_of_a_daemon() {
     let key = keys::HostKey::load_or_create(dir.path(), "x").unwrap().public_line("x");
     let tree = "[[tree]]\nname=\"t\"\npath=\"/t\"\n";
     let peer = |more: &str| format!("{tree}[[peer]]\nname=\"w\"\nkey=\"{key}\"\n{more}\n");
-    let text = peer("fallback=\"rsync://u@h/m\"\npassword_file=\"/p\"\nrsync_options=[\"-z\"]\ntimeout=\"9s\"");
+    let options = "password_file=\"/p\"\nrsync_options=[\"-z\"]\ntimeout=\"9s\"\nfull_check=\"03:30\"\nmirror=true";
+    let text = peer(&format!("fallback=\"rsync://u@h/m\"\n{options}"));
     let fallback = parse(Path::new("p.toml"), &text).unwrap().peers.remove(0).fallback.unwrap();
     assert_eq!((fallback.after, fallback.push.timeout), (Duration::from_secs(15), Duration::from_secs(9)));
     assert_eq!(fallback.push.target.to_string(), "rsync://u@h:873/m/");
+    assert!(fallback.push.mirror && fallback.push.full_check.is_some());
     let fallback = "fallback=\"rsync://h/m\"\n";
     let two = "[[tree]]\nname=\"u\"\npath=\"/u\"\n";
     for (text, want) in [
         (peer("fallback=\"pleach://h\""), "p.toml, line 7: fallback: 'pleach://h' is no address of an rsync daemon"),
-        (peer(&format!("{fallback}mirror=true")), "p.toml, line 8: mirror of a fallback is not in this version"),
-        (peer(&format!("{fallback}full_check=\"03:30\"")), "p.toml, line 8: full_check of a fallback is not in this"),
+        (peer(&format!("{fallback}mirror=1")), "p.toml, line 8: mirror must be true or false"),
+        (peer(&format!("{fallback}full_check=\"25:00\"")), "p.toml, line 8: full_check: '25:00' is no time"),
         (peer(&format!("{fallback}fallback_after=\"x\"")), "p.toml, line 8: fallback_after: 'x' is no duration"),
         (peer("fallback_after=\"1s\""), "p.toml, line 7: fallback_after is only for a fallback"),
         (peer("timeout=\"1s\""), "p.toml, line 7: timeout is only for rsync:// addresses"),

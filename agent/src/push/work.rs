@@ -311,8 +311,10 @@ impl<'a> Worker<'a> {
         let schedule = self.setup.config.full_check.as_ref()?;
         let checked = self.place.as_ref()?.row.checked;
         let now = local(now());
-        // The first one is the next since the start; one that was missed is made up for.
-        let after = local(if checked == Time::default() { self.began } else { checked }).min(now);
+        // The first one is the next since the start; one that was missed is made up for, but for those of a fallback:
+        // while the agent is there, it sees to everything.
+        let fresh = checked == Time::default() || self.setup.fallback.is_some() && checked < self.began;
+        let after = local(if fresh { self.began } else { checked }).min(now);
         let at = schedule.next(after)?;
         Some((at - now).to_std().unwrap_or(Duration::ZERO))
     }
