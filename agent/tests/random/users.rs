@@ -129,7 +129,15 @@ impl User<'_> {
     /// What an open file holds is about to be written over.
     pub fn supersede(&mut self, file: &mut File) -> io::Result<()> {
         self.ledger.superseded(self.node, &digest(&whole(file)?));
-        self.ledger.through_links |= file.metadata()?.nlink() > 1;
+        let meta = file.metadata()?;
+        if meta.nlink() > 1 {
+            self.ledger.through_links = true;
+            // It is an edit under each of its names.
+            let same =
+                |path: &PathBuf| fs::symlink_metadata(self.at(path)).is_ok_and(|other| other.ino() == meta.ino());
+            let names: Vec<PathBuf> = self.beneath(Path::new("")).into_iter().filter(same).collect();
+            self.ledger.tried.extend(names);
+        }
         Ok(())
     }
 

@@ -33,6 +33,8 @@ const STAGED_ENOUGH: usize = 128;
 const STAGED_WAIT_NANOS: i64 = 30_000_000;
 /// Inline contents kept for paths that the window has not reached, in bytes.
 const OFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Rounds of one call: whatever turns in a circle keeps nobody else waiting.
+const ROUNDS_MAX: usize = 1_024;
 /// First and longest pause before a path that failed is tried again.
 const RETRY_SECS_MIN: i64 = 1;
 
@@ -287,14 +289,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (self.apply.position_before, self.apply.journal_grew, self.apply.still_calls) = (head, Some(now), 0);
             return false;
         }
-        self.apply.still_calls += 1;
+        self.apply.still_calls = self.apply.still_calls.saturating_add(1);
         let grew = self.apply.journal_grew.unwrap_or_default();
         let waited = now.nanos_since_epoch().saturating_sub(grew.nanos_since_epoch());
         waited >= STILL_NANOS || self.apply.still_calls >= STILL_CALLS
     }
 
     fn apply_rounds(&mut self, still: bool, wants: &mut Vec<Want>) -> Result<(), TreeError> {
-        loop {
+        for _ in 0..ROUNDS_MAX {
             for (path, seq) in self.index.take_turned() {
                 self.take_up(&path, seq);
             }
@@ -318,6 +320,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// Nothing else can be done: removals that waited are carried out, many of them once nothing new
