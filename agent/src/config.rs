@@ -56,7 +56,7 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("tree", "special", Built::Only("skip")),
     ("tree", "numeric_ids", Built::No),
     ("tree", "links", Built::No),
-    ("tree", "atomic", Built::No),
+    ("tree", "atomic", Built::Yes),
     ("peer", "name", Built::Yes),
     ("peer", "address", Built::Yes),
     ("peer", "key", Built::Yes),
@@ -138,6 +138,7 @@ impl TreeConfig {
             name: name.into(),
             path: path.into(),
             ignore: Vec::new(),
+            atomic: Vec::new(),
             rescan: Duration::from_secs(86_400),
             history: Duration::from_secs(7 * 86_400),
             settle: Duration::ZERO,
@@ -158,6 +159,8 @@ pub struct TreeConfig {
     pub path: PathBuf,
     /// Ignore rules.
     pub ignore: Vec<String>,
+    /// Directories that appear only when all of them is there, in the same syntax.
+    pub atomic: Vec<String>,
     /// Time between full checks; zero: never.
     pub rescan: Duration,
     /// How long the vault keeps displaced versions.

@@ -47,6 +47,7 @@ mod perform;
 mod plan;
 mod push;
 mod recover;
+mod release;
 mod scan;
 mod sought;
 mod told;
@@ -117,6 +118,8 @@ pub struct TreeOptions {
     pub cuts: Cuts,
     /// The ignore rules of the config.
     pub ignore: IgnoreRules,
+    /// Directories that appear only when complete, in the same syntax.
+    pub atomic: IgnoreRules,
 }
 
 impl TreeOptions {
@@ -150,6 +153,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     late: displace::LateWriters,
     unlisted: unlisted::Unlisted<V>,
     sought: sought::Sought,
+    releases: release::Releases,
     fetches: BTreeMap<WantId, fetch::Fetch<V>>,
     fresh: fresh::Fresh,
     motion: local::Motion,
@@ -276,6 +280,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             late: displace::LateWriters::default(),
             unlisted: unlisted::Unlisted::default(),
             sought: sought::Sought::default(),
+            releases: release::Releases::default(),
             fetches: BTreeMap::new(),
             fresh: fresh::Fresh::default(),
             motion: local::Motion::default(),

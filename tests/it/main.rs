@@ -12,6 +12,7 @@ mod hooks;
 mod ignore;
 mod moves;
 mod relay;
+mod release;
 mod restart;
 mod resume;
 mod rules;

@@ -81,6 +81,7 @@ impl Node {
             booted: self.disk.booted(),
             resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
             cuts: pleach_store::tree::Cuts::default(),
+            atomic: IgnoreRules::new(&[]).unwrap(),
             ignore: IgnoreRules::new(&ignore).unwrap(),
         };
         let kv = Counting { kv: self.kv.open(), entries: Arc::clone(&self.entries) };

@@ -41,6 +41,8 @@ pub struct ModelNode {
     pub direction: Direction,
     /// Whose version counts at its first pairing.
     pub first: Option<First>,
+    /// Directories that appear only when complete.
+    pub atomic: Vec<String>,
     ignore: Vec<String>,
     starts: u64,
 }
@@ -61,6 +63,7 @@ impl ModelNode {
             root_id: None,
             direction: Direction::Both,
             first: None,
+            atomic: Vec::new(),
             ignore: Vec::new(),
             starts: 0,
         }
@@ -114,6 +117,7 @@ impl ModelNode {
             booted: self.disk.booted(),
             resumable_bytes_min: RESUMABLE_BYTES_MIN,
             cuts: CUTS,
+            atomic: IgnoreRules::new(&self.atomic).expect("the test's rules are good"),
             ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
         };
         let tree = Tree::open(ModelVfs::new(&self.disk), self.kv.open(), Box::new(move || disk.now()), options)?;

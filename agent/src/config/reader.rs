@@ -195,11 +195,12 @@ impl Reader<'_> {
                     let check = |text: &str| apart(absolute(text)?, &others);
                     tree.path = self.checked("path", value, check).unwrap_or_default();
                 }
-                "ignore" => {
-                    tree.ignore = self.texts("ignore", value);
-                    if let Err(error) = pleach_store::ignore::IgnoreRules::new(&tree.ignore) {
-                        self.error(&value.span(), format!("ignore: {error}"));
+                "ignore" | "atomic" => {
+                    let rules = self.texts(&key, value);
+                    if let Err(error) = pleach_store::ignore::IgnoreRules::new(&rules) {
+                        self.error(&value.span(), format!("{key}: {error}"));
                     }
+                    *(if key == "ignore" { &mut tree.ignore } else { &mut tree.atomic }) = rules;
                 }
                 "rescan" => tree.rescan = self.checked("rescan", value, duration).unwrap_or_default(),
                 "settle" => tree.settle = self.checked("settle", value, duration).unwrap_or_default(),

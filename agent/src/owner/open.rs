@@ -45,6 +45,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// A rule for directories that appear at once is none.
+    #[error("atomic: {0}")]
+    Atomic(String),
     /// An ignore rule of the config is none.
     #[error("ignore: {0}")]
     Ignore(String),
@@ -80,6 +83,7 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
         approved,
         boot: boot_id(),
         booted: booted(),
+        atomic: IgnoreRules::new(&setup.config.atomic).map_err(|error| OpenError::Atomic(error.to_string()))?,
         ignore,
         settle: setup.config.settle,
         resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,

@@ -173,6 +173,13 @@ impl<V: Vfs> Applier<V> {
         self.window.is_empty() && self.position >= head
     }
 
+    /// A path under work stands for others, of this place in the journal, too.
+    pub(super) fn hold_back(&mut self, path: &TreePath, seq: u64) {
+        if let Some(work) = self.window.get_mut(path) {
+            work.seq = work.seq.min(seq.max(1));
+        }
+    }
+
     /// Whether a path failed and waits to be tried again.
     pub(super) fn is_stuck(&self, path: &TreePath) -> bool {
         self.stuck.contains_key(path)
@@ -278,6 +285,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.apply.copy_left = content::COPY_BYTES_MAX;
         let still = self.is_journal_still();
         self.apply_rounds(still, &mut wants)?;
+        self.release_on(&mut wants)?;
         wants.append(&mut self.apply.asked);
         Ok(wants)
     }

@@ -316,7 +316,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether a local copy goes on at the next call of the applier.
     pub fn is_copying(&self) -> bool {
         let copies = |w: &Work<V>| matches!(&w.progress, Progress::Building(b) if b.local.is_some());
-        self.manifests.is_cutting() || self.is_listing() || self.is_seeking() || self.apply.window.values().any(copies)
+        self.manifests.is_cutting()
+            || self.is_listing()
+            || self.is_seeking()
+            || self.is_releasing()
+            || self.apply.window.values().any(copies)
     }
 
     /// Copies on from this disk. What turns out to be something else than the content is asked for.

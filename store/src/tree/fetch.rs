@@ -96,19 +96,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.vfs.sync_dir(&place.vault)
         };
         filed().map_err(|source| TreeError::Disk { what: "filing a fetched content", source })?;
-        let value = Value::File { size: fetch.size, hash: fetch.hash };
+        self.put_fetched(&fetch.path, number, (fetch.size, fetch.hash));
+        Ok(())
+    }
+
+    /// Lists a file of the vault that was brought there for a path.
+    pub(super) fn put_fetched(&mut self, path: &TreePath, id: u64, (size, hash): (u64, Hash)) {
         let row = VaultRow {
-            hash: Some(fetch.hash),
-            size: fetch.size,
-            state: State { value, mtime: None, access: None },
+            hash: Some(hash),
+            size,
+            state: State { value: Value::File { size, hash }, mtime: None, access: None },
             time: self.now(),
             reason: REASON_FETCHED.to_owned(),
             open: false,
             stamp: None,
             shown: Shown::default(),
         };
-        self.put_version(&fetch.path, number, &row);
+        self.put_version(path, id, &row);
         self.arrivals += 1;
-        Ok(())
     }
 }

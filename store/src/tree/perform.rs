@@ -212,7 +212,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Directories that not even their owner may write to are opened for our work, where this process
     /// is that owner and not root. Returns them with their modes.
-    fn unlock(&self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Vec<(TreePath, u32)> {
+    pub(super) fn unlock(&self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Vec<(TreePath, u32)> {
         let mut unlocked = Vec::new();
         for (dir, meta) in parents {
             let Some(meta) = meta.as_ref().filter(|m| !self.owners && !dir.is_root() && is_locked(m.mode)) else {
@@ -225,7 +225,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         unlocked
     }
 
-    fn lock_again(&self, place: &Place<V>, unlocked: &[(TreePath, u32)]) {
+    pub(super) fn lock_again(&self, place: &Place<V>, unlocked: &[(TreePath, u32)]) {
         for (dir, mode) in unlocked {
             let now = self.vfs.open_path(&place.root, dir).and_then(|handle| self.vfs.stat_dir(&handle));
             // Whoever gave it another mode meanwhile meant it.
@@ -242,7 +242,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Puts back the time of each directory that only we changed; one that somebody else changed
     /// as well keeps its new time, which is minted with their change (LINUX.md §3).
-    fn restore_times(&mut self, place: &Place<V>, parents: &BTreeMap<TreePath, Option<Meta>>) -> Result<(), TreeError> {
+    pub(super) fn restore_times(
+        &mut self,
+        place: &Place<V>,
+        parents: &BTreeMap<TreePath, Option<Meta>>,
+    ) -> Result<(), TreeError> {
         for (dir, before) in parents.iter().rev().filter(|(dir, _)| !dir.is_root()) {
             let mut row = self.index.row(dir)?;
             let view = self.index.view(dir, &row)?.filter(|v| v.value == Value::Dir);
@@ -654,7 +658,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 }
 
 /// What a view leaves unmanaged is shown as the disk has it.
-fn fill_in(state: Option<State>, stamp: Option<Stamp>) -> Option<State> {
+pub(super) fn fill_in(state: Option<State>, stamp: Option<Stamp>) -> Option<State> {
     let state = state?;
     let access = state.access.or_else(|| stamp.map(|s| view::access_by_number(s.mode, s.uid, s.gid)));
     Some(State { access, ..state })

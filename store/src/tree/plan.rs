@@ -151,6 +151,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if let Some(dir) = path.parent().filter(|p| !p.is_root())
             && !self.has_directory(&dir)?
         {
+            if let Some(top) = self.releases.above(path) {
+                self.hold_beneath(place, &top, path, row)?;
+                return Ok(Plan::Done);
+            }
             if self.apply.is_stuck(&dir) {
                 return Ok(Plan::Fail("its directory could not be made".into()));
             }
@@ -158,6 +162,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Plan::Wait);
         }
         match (&view.value, shown) {
+            (Value::Dir, None) if self.is_release(path) => {
+                self.hold_release(path);
+                Ok(Plan::Wait)
+            }
             (Value::Dir, None) => Ok(Plan::Do(OpKind::MakeDir)),
             (Value::Dir, Some(_)) => Ok(Plan::Do(OpKind::Displace)),
             (Value::Special { .. }, _) => Ok(Plan::Fail("special files are not in this version".into())),
@@ -168,6 +176,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Removable::Not(plan) => Ok(plan),
                 Removable::Now => Ok(Plan::Do(OpKind::RemoveDir)),
             },
+            // A switch to what is not shown yet is made after it.
+            (Value::Symlink { target }, _) if self.leads_into_release(path, target)? => Ok(Plan::Wait),
             (Value::Symlink { .. }, _) => Ok(Plan::Do(OpKind::Put)),
             (Value::File { .. }, _) => self.plan_content(place, path, row, view, wants),
         }

@@ -18,7 +18,7 @@ use crate::kv::Kv;
 use crate::look::{self, Care, Look, stamp_of};
 use crate::root::Place;
 use crate::rows::{self, EntryRow, Intent, IntentOp, Pairing, ProblemRow, ShownRow, Space, Stamp, VaultRow};
-use crate::vfs::{Meta, RenameMode, SetAttributes, Vfs};
+use crate::vfs::{Kind, Meta, RenameMode, SetAttributes, Vfs};
 
 const JOURNAL_ROWS: usize = 512;
 
@@ -180,7 +180,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let Some(staged) = self.vfs.stat(&place.staging, &name)? else { return Ok(false) };
         let there = parent.map(|dir| self.vfs.read_link(dir, intent.path.name()));
         let placed = matches!(&there, Some(Ok(found)) if found == target);
-        let kept = staged.kind == crate::vfs::Kind::Symlink && self.vfs.read_link(&place.staging, &name)? == *target;
+        let kept = staged.kind == Kind::Symlink && self.vfs.read_link(&place.staging, &name)? == *target;
         Ok(placed && !kept)
     }
 
@@ -193,7 +193,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         mut row: EntryRow,
     ) -> std::io::Result<()> {
         let (Some(dir), Some(meta), Some(state)) = (parent, there, intent.state.as_ref()) else { return Ok(()) };
-        let is_dir = meta.kind == crate::vfs::Kind::Dir;
+        let is_dir = meta.kind == Kind::Dir;
         if is_dir != (state.value == Value::Dir) {
             return Ok(());
         }
@@ -334,13 +334,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut names = self.vfs.list(&place.staging).map_err(disk)?;
         names.retain(|name| !self.is_partial(&name.name));
         for name in names {
-            self.keep_found(place, &place.staging, &name.name).map_err(disk)?;
+            let kind = self.vfs.stat(&place.staging, &name.name).map_err(disk)?.map(|meta| meta.kind);
+            match kind {
+                // A release that was being built.
+                Some(Kind::Dir) => self.take_apart(place, &name.name).map_err(disk)?,
+                Some(_) => self.keep_found(place, &place.staging, &name.name).map_err(disk)?,
+                None => {}
+            }
         }
         Ok(())
     }
 
     /// Keeps a file that no row speaks of in the vault, under a name that says so, until it is listed.
-    fn keep_found(&mut self, place: &Place<V>, dir: &V::Dir, name: &[u8]) -> std::io::Result<()> {
+    pub(super) fn keep_found(&mut self, place: &Place<V>, dir: &V::Dir, name: &[u8]) -> std::io::Result<()> {
         let id = self.index.next_id() | FOUND_BIT;
         let kept = id_name(id);
         tracing::warn!(kept = %String::from_utf8_lossy(&kept), "an unknown file is kept in the vault");

@@ -1,0 +1,161 @@
+//! Directories that appear only when complete.
+
+use pleach_protocol::path::TreePath;
+use pleach_store::vfs::model::{CrashKind, Data, Keep};
+use pleach_tests::model::{ModelNode, pair, settle};
+
+fn path(text: &str) -> TreePath {
+    TreePath::parse(text.as_bytes()).unwrap()
+}
+
+/// A, and B where what `releases/` holds appears only when complete.
+fn publisher() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = pair();
+    b.atomic = vec!["/releases/*".to_owned()];
+    b.start().unwrap();
+    a.disk.user().mkdir_all("releases").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    (a, b)
+}
+
+fn publish(node: &ModelNode, name: &str) {
+    let user = node.disk.user();
+    user.mkdir_all(format!("releases/{name}/sub/empty")).unwrap();
+    for n in 0..40 {
+        user.write(format!("releases/{name}/sub/f{n}"), format!("{name} {n}")).unwrap();
+    }
+    user.write(format!("releases/{name}/large"), name.repeat(40_000)).unwrap();
+    user.symlink("sub/f1", format!("releases/{name}/link")).unwrap();
+    user.chmod(format!("releases/{name}/sub"), 0o750).unwrap();
+}
+
+/// Until nothing goes on: what is whole waits for somebody to say that peers know nothing more.
+fn rest(a: &mut ModelNode, b: &mut ModelNode) -> Vec<TreePath> {
+    for _ in 0..20 {
+        settle(a, b).unwrap();
+        b.disk.advance(1_000_000_000);
+    }
+    b.tree.as_ref().unwrap().whole_releases()
+}
+
+fn tell(a: &mut ModelNode, b: &mut ModelNode, name: &str) {
+    assert_eq!(rest(a, b), [path(name)]);
+    b.tree.as_mut().unwrap().release_told(&path(name));
+    assert!(settle(a, b).unwrap(), "{:?}", b.tree.as_ref().unwrap().problems());
+}
+
+#[test]
+fn a_directory_appears_when_all_of_it_is_there() {
+    let (mut a, mut b) = publisher();
+    publish(&a, "1");
+    assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+    assert_eq!(b.disk.user().stat("releases/1").unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    let tree = b.tree.as_ref().unwrap();
+    assert!(!tree.is_quiet() && tree.applied() < tree.head(), "who waits is not told that it is there");
+    // More came: it is whole once that is here, too.
+    a.disk.user().write("releases/1/more", "later").unwrap();
+    tell(&mut a, &mut b, "releases/1");
+    assert_eq!(b.disk.user().read("releases/1/more").unwrap(), b"later");
+    assert_eq!(a.seen(), b.seen());
+    // Nothing of it is a change of B's, also not to one that looks anew, and nothing is left in the vault.
+    let head = b.tree.as_ref().unwrap().head();
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(b.tree.as_ref().unwrap().head(), head);
+    let private: Vec<_> =
+        b.disk.user().snapshot(true).into_keys().filter(|p| p.starts_with(b".pleach/vault/")).collect();
+    assert!(private.is_empty(), "{private:?}");
+    // What is there changes in place.
+    a.disk.user().write("releases/1/large", "small by now").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+}
+
+#[test]
+fn a_switch_is_made_after_what_it_leads_to() {
+    let (mut a, mut b) = publisher();
+    publish(&a, "1");
+    a.disk.user().symlink("releases/1", "current").unwrap();
+    a.disk.user().symlink("elsewhere", "other").unwrap();
+    assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+    assert!(b.disk.user().stat("current").is_err() && b.disk.user().stat("other").is_ok());
+    tell(&mut a, &mut b, "releases/1");
+    assert_eq!(a.seen(), b.seen());
+}
+
+#[test]
+fn what_goes_before_it_appears_leaves_nothing() {
+    let (mut a, mut b) = publisher();
+    publish(&a, "1");
+    rest(&mut a, &mut b);
+    a.disk.user().remove_all("releases/1").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    assert_eq!(a.seen(), b.seen());
+}
+
+#[test]
+fn what_a_user_makes_in_its_place_is_met_by_the_normal_rules() {
+    let (mut a, mut b) = publisher();
+    publish(&a, "1");
+    rest(&mut a, &mut b);
+    b.disk.user().mkdir_all("releases/1").unwrap();
+    b.disk.user().write("releases/1/own", "of b").unwrap();
+    for _ in 0..5 {
+        settle(&mut a, &mut b).unwrap();
+    }
+    assert!(settle(&mut a, &mut b).unwrap(), "{:?}", b.tree.as_ref().unwrap().problems());
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(a.disk.user().read("releases/1/own").unwrap(), b"of b");
+}
+
+/// Wherever it stops, it is there whole or not at all, and nothing of it passes for a change of B's.
+#[test]
+fn a_crash_shows_all_of_it_or_nothing() {
+    let mut seen = std::collections::BTreeSet::new();
+    for machine in [false, true] {
+        for call in (1..2_000).step_by(7) {
+            let (mut a, mut b) = publisher();
+            publish(&a, "1");
+            assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+            let minted = b.tree.as_ref().unwrap().head();
+            b.tree.as_mut().unwrap().release_told(&path("releases/1"));
+            b.disk.crash_at(call);
+            let done = settle(&mut a, &mut b).is_ok();
+            let kind = match machine {
+                true => CrashKind::Machine { log: Keep::All, data: Data::Lost },
+                false => CrashKind::Process,
+            };
+            b.tree = None;
+            if b.disk.crashed() {
+                b.disk.restart(kind);
+            } else {
+                assert!(done);
+            }
+            let there = b.disk.user().stat("releases/1").is_ok();
+            seen.insert(there);
+            if there {
+                let of = |node: &ModelNode| {
+                    node.seen().into_iter().filter(|(path, _)| path.starts_with(b"releases/1/")).count()
+                };
+                assert_eq!(of(&a), of(&b), "call {call}");
+            }
+            b.start().unwrap();
+            for _ in 0..200 {
+                settle(&mut a, &mut b).unwrap();
+                b.disk.advance(1_000_000_000);
+                for whole in b.tree.as_ref().unwrap().whole_releases() {
+                    b.tree.as_mut().unwrap().release_told(&whole);
+                }
+            }
+            let tree = b.tree.as_ref().unwrap();
+            let state = format!("{:?} {:?} {:?}", tree.problems(), tree.whole_releases(), tree.is_quiet());
+            assert!(settle(&mut a, &mut b).unwrap(), "call {call}: {state} {}", b.seen().len());
+            assert_eq!(a.seen(), b.seen(), "call {call}, machine {machine}");
+            assert_eq!(b.tree.as_ref().unwrap().head(), minted, "call {call}, machine {machine}: something was minted");
+            if done {
+                break;
+            }
+        }
+    }
+    assert_eq!(seen.len(), 2, "it stopped before and after");
+}
