@@ -19,6 +19,7 @@ use pleach_store::vfs::Vfs;
 mod barrier;
 mod first;
 mod relay;
+mod release;
 
 pub use barrier::{Barrier, BarrierError};
 
@@ -147,6 +148,7 @@ pub struct Exchange<T> {
     names: BTreeMap<NodeId, String>,
     wants: BTreeMap<WantId, Asked>,
     held: relay::Held,
+    releases: release::Releases,
     entropy: Entropy,
     received: u64,
     received_bytes: u64,
@@ -186,6 +188,7 @@ impl<T: Tell> Exchange<T> {
             names: BTreeMap::new(),
             wants: BTreeMap::new(),
             held: relay::Held::default(),
+            releases: release::Releases::default(),
             entropy,
             received: 0,
             received_bytes: 0,
@@ -493,6 +496,7 @@ impl<T: Tell> Exchange<T> {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 (stream.peer_applied, stream.peer_stuck) = (seq, stuck);
             }
+            Output::HeadAsked { id, .. } if self.hold_head(peer, id) => {}
             Output::HeadAsked { id, .. } => {
                 tree.commit()?;
                 let seq = tree.head();

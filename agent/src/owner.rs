@@ -494,6 +494,8 @@ impl Running<'_> {
                 self.advance_unless_more()?;
                 let now = self.now();
                 self.keeper.exchange.serve_held(&mut self.tree, now)?;
+                let calm = !self.looks.has_kept();
+                self.keeper.exchange.settle_releases(&mut self.tree, now, calm)?;
                 self.decide_postponed()?;
             }
             self.settle_waiters()?;

@@ -131,7 +131,8 @@ pub enum Message {
     AskHead {
         /// The tree.
         tree: u16,
-        /// The sender's number for the question.
+        /// The sender's number for the question. With the highest bit it is answered once the journal holds all of the
+        /// disk, or in a minute.
         id: u64,
     },
     /// Control: it ends here.

@@ -409,6 +409,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
+    /// Whether nothing is known to have changed on the disk that is not in the journal.
+    pub fn has_looked(&self) -> bool {
+        !self.scan_due && self.dirty.is_empty()
+    }
+
     /// Whether nothing waits to be looked at, fetched or applied.
     pub fn is_quiet(&self) -> bool {
         !self.scan_due && self.dirty.is_empty() && self.apply.is_idle(self.index.meta().head)

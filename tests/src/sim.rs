@@ -255,6 +255,7 @@ impl World {
             node.model.first = ways.first(n);
             node.model.direction = ways.of(n);
             node.ruled = rules::change(plan.seed);
+            node.model.atomic = life::releases(plan.seed, n);
         }
         let minted = Minted::draw(plan.seed, &faults, life.wipes, &ways, count);
         Self {

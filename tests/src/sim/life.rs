@@ -42,6 +42,17 @@ impl LifeFaults {
     }
 }
 
+/// Directories that appear only when complete, on some nodes of one seed in eleven.
+pub(super) fn releases(seed: u64, n: usize) -> Vec<String> {
+    let rules: &[&str] = match (seed % 11, (seed / 11 + n as u64) % 4) {
+        (5, 0) => &["/d"],
+        (5, 1) => &["/d/e", "/k"],
+        (5, 2) => &["/*"],
+        _ => &[],
+    };
+    rules.iter().map(|rule| (*rule).to_owned()).collect()
+}
+
 /// What is at a path; none where nothing is.
 type Fact = Option<(Kind, Vec<u8>)>;
 

@@ -253,7 +253,8 @@ impl SimNode {
             if look.mark {
                 tree.mark_last()?;
             }
-            self.exchange.serve_held(tree, now)
+            self.exchange.serve_held(tree, now)?;
+            self.exchange.settle_releases(tree, now, true)
         };
         work().map_err(|error| chain(&error))
     }
