@@ -130,6 +130,7 @@ fn a_crash_shows_all_of_it_or_nothing() {
                 b.disk.restart(kind);
             } else {
                 assert!(done);
+                b.disk.crash_at(1 << 40);
             }
             let there = b.disk.user().stat("releases/1").is_ok();
             seen.insert(there);

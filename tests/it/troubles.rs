@@ -548,3 +548,52 @@ fn a_file_taken_away_while_its_attributes_are_settled_keeps_no_tree_closed() {
         assert_eq!(a.seen(), b.seen());
     }
 }
+
+/// The rules of a `.pleachignore` that could not be read once were gone, and what it ignores was told to everybody.
+#[test]
+fn what_an_unreadable_ignore_file_ignores_is_told_to_nobody() {
+    for known in [true, false] {
+        let (mut a, mut b) = pair();
+        a.disk.user().write(".pleachignore", "secret\n").unwrap();
+        if known {
+            assert!(settle(&mut a, &mut b).unwrap());
+        }
+        a.disk.user().write("secret", "s").unwrap();
+        a.disk.user().write("other", "o").unwrap();
+        for op in [OpKind::OpenFile, OpKind::ReadAt] {
+            a.start().unwrap();
+            fail(&a.disk, op, Some(".pleachignore"), libc::EIO);
+            a.tree.as_mut().unwrap().catch_up().unwrap();
+            assert_eq!(a.tree.as_ref().unwrap().problems().len(), 1, "{op:?}");
+        }
+        look_again(&mut a);
+        assert!(settle(&mut a, &mut b).unwrap());
+        assert_eq!(b.disk.user().read("other").unwrap(), b"o");
+        assert!(b.disk.user().stat("secret").is_err(), "{known}");
+    }
+}
+
+/// Found by seed 94955: a user put a link where a directory had just been made, before it had its mode; the link's stamp
+/// passed for the directory's, and nobody ever saw the link.
+#[test]
+fn a_link_put_where_a_directory_was_just_made_is_a_users_change() {
+    for op in [OpKind::SetAttributes, OpKind::Stat] {
+        for nth in 1..6 {
+            let (mut a, mut b) = pair();
+            a.disk.user().mkdir_all("d").unwrap();
+            a.disk.user().chmod("d", 0o700).unwrap();
+            b.disk.before(op, nth, |user| {
+                if user.stat("d").is_ok() {
+                    user.remove_all("d").unwrap();
+                    user.symlink("elsewhere", "d").unwrap();
+                }
+            });
+            for _ in 0..5 {
+                settle(&mut a, &mut b).unwrap();
+                b.tree.as_mut().unwrap().scan_later();
+            }
+            assert!(settle(&mut a, &mut b).unwrap());
+            assert_eq!(a.seen(), b.seen(), "{op:?} {nth}");
+        }
+    }
+}

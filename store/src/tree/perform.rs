@@ -462,7 +462,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let name = op.path.name();
         match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
-            Ok(meta) => Ok(Outcome::Done { stamp: meta.map(|m| stamp_of(&m)), provisional: false }),
+            Ok(Some(meta)) if meta.kind == Kind::Dir => {
+                Ok(Outcome::Done { stamp: Some(stamp_of(&meta)), provisional: false })
+            }
+            // Somebody put something else there just now: its stamp is not to pass for the directory's.
+            Ok(_) => Ok(Outcome::Raced),
             // Nobody has seen it, most often.
             Err(why) if self.vfs.remove_dir(dir, name).is_ok() => Err(why),
             Err(why) => self.partly(dir, name, why),
@@ -488,6 +492,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Outcome::Raced);
             }
             return match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
+                Ok(meta) if meta.as_ref().map(|m| m.inode) != expected.map(|stamp| stamp.inode) => Ok(Outcome::Raced),
                 Ok(meta) => Ok(Outcome::Done { stamp: meta.map(|m| stamp_of(&m)), provisional: false }),
                 Err(why) => self.partly(dir, name, why),
             };

@@ -223,7 +223,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Err(error) if is_no_dir(&error) => return Ok(()),
             is_set => is_set?,
         }
-        let stamp = self.vfs.stat(dir, name)?.map(|m| stamp_of(&m));
+        // Somebody put something else there just now: its stamp is not to pass for this one's.
+        let Some(now) = self.vfs.stat(dir, name)?.filter(|now| now.inode == meta.inode) else { return Ok(()) };
+        let stamp = Some(stamp_of(&now));
         let shown = Shown { context: intent.context.clone(), state: Some(state.clone()) };
         self.store_shown(&intent.path, &mut row, ShownRow { shown, stamp, provisional: !is_dir });
         Ok(())

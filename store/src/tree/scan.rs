@@ -6,6 +6,7 @@ use std::io;
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 
+use super::observe::is_no_dir;
 use super::{Observed, Tree, TreeError, hands, is_due};
 use crate::ignore;
 use crate::kv::Kv;
@@ -153,7 +154,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         };
         let Some((dir, names)) = listed else { return Ok(Vec::new()) };
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
-            self.read_ignore_file(&dir, path);
+            // Without its rules what it ignores would be told to everybody.
+            if let Err(error) = self.read_ignore_file(&dir, path) {
+                self.not_seen(path, true, format!("its .pleachignore cannot be read: {error}"));
+                return Ok(Vec::new());
+            }
         }
         let locals = self.locals_in(path)?;
         if !in_doubt
@@ -367,8 +372,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(Some((dir, names)))
     }
 
-    /// Takes the `.pleachignore` of a directory into the rules.
-    fn read_ignore_file(&mut self, dir: &V::Dir, path: &TreePath) {
+    /// Takes the `.pleachignore` of a directory into the rules; where it cannot be read they stay.
+    fn read_ignore_file(&mut self, dir: &V::Dir, path: &TreePath) -> io::Result<()> {
         let read = || -> io::Result<Vec<u8>> {
             let file = self.vfs.open_file(dir, ignore::FILE_NAME)?;
             let mut text = vec![0; ignore::FILE_BYTES_MAX];
@@ -376,11 +381,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             text.truncate(n);
             Ok(text)
         };
-        let text = read().ok();
+        let text = match read() {
+            Ok(text) => Some(text),
+            // It is gone, or no regular file.
+            Err(error) if is_no_dir(&error) || error.raw_os_error() == Some(libc::EISDIR) => None,
+            Err(error) => return Err(error),
+        };
         if self.options.ignore.set_file(path, text.as_deref()) {
             tracing::info!(dir = %path, "ignore rules read");
             self.rules_changed = true;
         }
+        Ok(())
     }
 
     /// Does what is due: a whole scan, or another look at dirty paths. Returns the paths that a

@@ -59,7 +59,7 @@ impl Watch {
 
     /// How a round of healing looks: events are to suffice where there are any.
     pub(super) fn look_healing(self, turn: usize) -> Look {
-        Look { scan: self == Self::Scans && (turn < 3 || turn % 20 == 19), events: usize::MAX, mark: turn == 10 }
+        Look { scan: self == Self::Scans && turn % 3 == 2, events: usize::MAX, mark: turn == 10 }
     }
 }
 

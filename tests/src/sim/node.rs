@@ -610,7 +610,9 @@ impl SimNode {
         }
         let there = self.contents(true);
         if user {
-            self.owed.retain(|content| there.contains(content));
+            // What is on its way when they act is no version: whoever takes a file away may do so while a peer sends it.
+            let kept = self.contents(!self.is_up());
+            self.owed.retain(|content| kept.contains(content));
         } else if let Some(lost) = self.owed.iter().find(|content| !there.contains(*content)) {
             let (id, lost) = (self.model.id.0[0] - 1, String::from_utf8_lossy(lost));
             return Err(format!("n{id} lost '{lost}': it is neither in its tree nor in its vault"));
