@@ -13,6 +13,7 @@ use pleach_protocol::view;
 use super::displace::{FOUND_BIT, id_name, name_id};
 use super::observe::is_no_dir;
 use super::perform::{UNLOCKED, is_locked};
+use super::release::RELEASE;
 use super::{Tree, TreeError, content_of};
 use crate::kv::Kv;
 use crate::look::{self, Care, Look, stamp_of};
@@ -336,13 +337,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut names = self.vfs.list(&place.staging).map_err(disk)?;
         names.retain(|name| !self.is_partial(&name.name));
         for name in names {
-            let kind = self.vfs.stat(&place.staging, &name.name).map_err(disk)?.map(|meta| meta.kind);
-            match kind {
-                // A release that was being built.
-                Some(Kind::Dir) => self.take_apart(place, &name.name).map_err(disk)?,
-                Some(_) => self.keep_found(place, &place.staging, &name.name).map_err(disk)?,
-                None => {}
-            }
+            let kept = match name.name.starts_with(RELEASE) {
+                true => self.take_apart(place, &name.name),
+                false => self.keep_found(place, &place.staging, &name.name),
+            };
+            kept.map_err(disk)?;
         }
         Ok(())
     }

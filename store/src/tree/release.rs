@@ -19,7 +19,7 @@ use super::fetch::REASON_FETCHED;
 use super::perform::fill_in;
 use super::{PAUSE_SECS_MAX, Tree, TreeError, content_of, is_due};
 use crate::kv::Kv;
-use crate::look::stamp_of;
+use crate::look::{self, stamp_of};
 use crate::root::Place;
 use crate::rows::{self, EntryRow, Intent, IntentOp, ShownRow, Space, Stamp, VaultRow};
 use crate::vfs::{Kind, RenameMode, Vfs};
@@ -32,6 +32,14 @@ const STEP_PATHS: usize = 256;
 const FETCHING_MAX: usize = 32;
 /// Intents in one row.
 const INTENTS: usize = 512;
+/// A moved content up to this length is read once more, in bytes: it came with its announcement, and nothing synced it.
+const READ_AGAIN_MAX: u64 = 64 * 1024;
+/// What the name of one begins with while it is built in staging: nothing of it is a user's.
+pub(super) const RELEASE: &[u8] = b"release-";
+
+fn release_name(id: u64) -> Vec<u8> {
+    [RELEASE, &id_name(id)[..]].concat()
+}
 
 /// A directory that is not shown yet.
 #[derive(Debug)]
@@ -340,7 +348,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn begin_build(&mut self) -> Result<Build, TreeError> {
         let place = self.enter()?;
         let id = self.index.next_id();
-        self.vfs.create_dir(&place.staging, &id_name(id), 0o700).map_err(building)?;
+        self.vfs.create_dir(&place.staging, &release_name(id), 0o700).map_err(building)?;
         Ok(Build { id, after: None, made: Vec::new() })
     }
 
@@ -357,7 +365,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let after = build.after.clone().filter(|after| after != top);
         let found = self.index.beneath(top, after.as_ref(), STEP_PATHS)?;
         let whole = found.len() < STEP_PATHS;
-        let staged = self.vfs.open_dir(&place.staging, &id_name(build.id)).map_err(building)?;
+        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id)).map_err(building)?;
         for (path, row) in found {
             build.after = Some(path.clone());
             let view = self.index.view(&path, &row)?;
@@ -418,7 +426,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     }
                 }
                 let file = self.vfs.open_file(&dir, &name)?;
-                if crate::look::hash_file(&self.vfs, &file)? != (hash, size) {
+                let known = made.vaulted.is_some() && size > READ_AGAIN_MAX;
+                if !known && look::hash_file(&self.vfs, &file)? != (hash, size) {
                     return Ok(false);
                 }
                 self.vfs.set_file_attributes(&file, &self.attributes(&made.view))?;
@@ -456,12 +465,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// All of it is built: it gets its name. False where that is taken.
     fn show_release(&mut self, place: &Place<V>, top: &TreePath, build: &mut Build) -> Result<bool, TreeError> {
-        let staged = self.vfs.open_dir(&place.staging, &id_name(build.id)).map_err(building)?;
+        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id)).map_err(building)?;
         // What is in a directory is there: its time stays as it is set.
         for made in build.made.iter_mut().rev().filter(|made| made.view.value == Value::Dir) {
             let set = self.attributes(&made.view);
             let (holder, name) = match beneath(top, &made.path) {
-                None => (None, id_name(build.id)),
+                None => (None, release_name(build.id)),
                 Some(rest) => {
                     let dir = self.vfs.open_path(&staged, &rest.parent().unwrap_or_default()).map_err(building)?;
                     (Some(dir), made.path.name().to_vec())
@@ -484,24 +493,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let dir = top.parent().unwrap_or_default();
         let before = BTreeMap::from([(dir, self.vfs.stat_dir(&parent).ok())]);
         let unlocked = self.unlock(place, &before);
-        let named = self.vfs.rename(&place.staging, &id_name(build.id), &parent, top.name(), RenameMode::NoReplace);
+        let named =
+            self.vfs.rename(&place.staging, &release_name(build.id), &parent, top.name(), RenameMode::NoReplace);
         self.restore_times(place, &before)?;
         self.lock_again(place, &unlocked);
-        batches.into_iter().for_each(|key| self.index.delete(key));
-        match named {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+        if let Err(error) = named {
+            batches.into_iter().for_each(|key| self.index.delete(key));
+            if error.raw_os_error() == Some(libc::EEXIST) {
                 // Somebody made it just now.
                 self.mark(top, true, false);
                 return Ok(false);
             }
-            Err(error) => return Err(building(error)),
+            return Err(building(error));
         }
         self.vfs.sync_dir(&parent).and_then(|()| self.vfs.sync_dir(&place.staging)).map_err(building)?;
         tracing::info!(path = %top, paths = build.made.len(), "a directory is complete and shown");
         for made in std::mem::take(&mut build.made) {
             self.note_shown(made)?;
         }
+        // Not before all of it is noted: until then the intents say it.
+        batches.into_iter().for_each(|key| self.index.delete(key));
         self.clear_problem(top);
         self.revisit(top)?;
         Ok(true)
@@ -550,7 +561,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let id = build.id;
         release.stage = Stage::gather();
         let place = self.enter()?;
-        self.take_apart(&place, &id_name(id)).map_err(building)
+        self.take_apart(&place, &release_name(id)).map_err(building)
     }
 
     /// Files of a directory in staging go into the vault, and it goes.
