@@ -263,7 +263,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     release.stage = Stage::Build(Box::new(self.begin_build()?));
                     false
                 }
-                Stage::Build(_) => self.build_on(&top, &mut release)?,
+                Stage::Build(_) => match self.build_on(&top, &mut release) {
+                    Err(TreeError::Disk { source, .. }) => self.cannot_be_built(&top, &mut release, &source)?,
+                    built => built?,
+                },
             };
             if !shown && !self.releases.plain.contains(&top) {
                 self.releases.held.insert(top, release);
@@ -561,7 +564,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let id = build.id;
         release.stage = Stage::gather();
         let place = self.enter()?;
-        self.take_apart(&place, &release_name(id)).map_err(building)
+        match self.take_apart(&place, &release_name(id)) {
+            // It went with a disk that was put back.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            taken => taken.map_err(building),
+        }
     }
 
     /// Files of a directory in staging go into the vault, and it goes.
