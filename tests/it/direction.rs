@@ -149,6 +149,22 @@ fn a_directory_that_a_peer_deleted_stays_while_local_files_are_in_it() {
     assert_eq!(locals(&b), 0);
 }
 
+/// Found by seed 14694: what a user took away just before a peer's file took the directory's place counted for ever.
+#[test]
+fn what_went_before_its_directory_gave_way_is_no_local_change() {
+    let (mut a, mut b) = pair(Direction::Receive);
+    write(&b, "d/e/local", "local");
+    rest(&mut a, &mut b);
+    write(&a, "d", "a file");
+    settle(&mut a, &mut b).unwrap();
+    assert_eq!(locals(&b), 3);
+    b.disk.user().remove_all("d/e").unwrap();
+    b.tree.as_mut().unwrap().retry_stuck_now();
+    b.tree.as_mut().unwrap().apply().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!((read(&b, "d").as_deref(), locals(&b)), (Some("a file"), 0));
+}
+
 /// Problems keep a tree from being quiet.
 fn rest_with_problem(a: &mut ModelNode, b: &mut ModelNode) {
     settle(a, b).unwrap();

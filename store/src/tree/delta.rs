@@ -147,8 +147,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let (start, end) = rows::vault_range(path);
         let versions: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, usize::MAX)?;
         let newest = versions.into_iter().rev().find(|(_, row)| worth(row.size) && row.hash.is_some() && !row.open);
-        let Some((key, VaultRow { hash: Some(hash), size, .. })) = newest else { return Ok(None) };
-        let file = rows::key_vault(&key).and_then(|(_, id)| self.open_version(&root, id));
+        let Some((key, row)) = newest else { return Ok(None) };
+        let (VaultRow { hash: Some(hash), size, .. }, Some((_, id))) = (&row, rows::key_vault(&key)) else {
+            return Ok(None);
+        };
+        let (hash, size) = (*hash, *size);
+        let file = self.open_version(&root, id, &row);
         Ok(file.map(|file| Old { file, hash, size }))
     }
 

@@ -149,8 +149,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             true => self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?,
             false => Vec::new(),
         };
-        for (key, _) in versions.iter().rev().filter(|(_, row)| row.hash == Some(hash)) {
-            if let Some(file) = rows::key_vault(key).and_then(|(_, id)| self.open_version(&root, id)) {
+        for (key, row) in versions.iter().rev().filter(|(_, row)| row.hash == Some(hash)) {
+            if let Some(file) = rows::key_vault(key).and_then(|(_, id)| self.open_version(&root, id, row)) {
                 return Ok(file);
             }
         }
@@ -161,10 +161,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for holder in holders.iter().filter_map(|(key, ())| rows::key_content(key)).chain(leaving).chain(recent) {
             let found = match holder {
                 Holder::Tree(path) => self.open_shown(&root, &path, hash)?,
-                Holder::Vault(path, id) if self.version(&path, id)?.is_some_and(|row| row.hash == Some(hash)) => {
-                    self.open_version(&root, id)
+                Holder::Vault(path, id) => {
+                    let row = self.version(&path, id)?.filter(|row| row.hash == Some(hash));
+                    row.and_then(|row| self.open_version(&root, id, &row))
                 }
-                Holder::Vault(..) => None,
             };
             if let Some(file) = found {
                 return Ok(file);
@@ -186,9 +186,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok((known.size == meta.size && known.mtime == meta.mtime).then_some(file))
     }
 
-    pub(super) fn open_version(&self, root: &V::Dir, id: u64) -> Option<V::File> {
+    /// Opens a version that is as long as its row says: the power may have taken what a user wrote before it was filed.
+    pub(super) fn open_version(&self, root: &V::Dir, id: u64, row: &VaultRow) -> Option<V::File> {
         let vault = self.vfs.open_dir(&self.vfs.open_dir(root, PRIVATE).ok()?, root::VAULT).ok()?;
-        self.vfs.open_file(&vault, &id_name(id)).ok()
+        let file = self.vfs.open_file(&vault, &id_name(id)).ok()?;
+        let whole = self.vfs.stat_file(&file).is_ok_and(|meta| meta.size == row.size);
+        whole.then_some(file)
     }
 
     fn version(&self, path: &TreePath, id: u64) -> io::Result<Option<VaultRow>> {

@@ -224,7 +224,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(match (waits, locals) {
             (true, _) => Removable::Not(Plan::Wait),
             (false, true) => Removable::HoldsLocals,
-            (false, false) => Removable::Now,
+            (false, false) => {
+                self.end_locals_beneath(path)?;
+                Removable::Now
+            }
         })
     }
 }

@@ -18,6 +18,7 @@ use super::displace::id_name;
 use super::fetch::REASON_FETCHED;
 use super::perform::fill_in;
 use super::{PAUSE_SECS_MAX, Tree, TreeError, content_of, is_due};
+use crate::index::IndexError;
 use crate::kv::Kv;
 use crate::look::{self, stamp_of};
 use crate::root::Place;
@@ -49,6 +50,10 @@ pub(super) struct Release {
     fetching: BTreeSet<WantId>,
     /// Something beneath it changed since it was looked through.
     changed: bool,
+    /// The journal's end when it was looked through.
+    seen: u64,
+    /// Paths whose content was here and was not what it was noted to be: it is fetched.
+    torn: BTreeSet<TreePath>,
     /// All that peers know of it is known here.
     told: bool,
     /// A path whose content did not come, though it was asked for.
@@ -86,12 +91,41 @@ struct Made {
     vaulted: Option<(u64, u64, Hash)>,
 }
 
+/// Why one cannot be carried on.
+#[derive(Debug)]
+enum Fault {
+    /// The disk does not let it be built: a problem of its path, and nothing of it is shown.
+    Disk(io::Error),
+    /// The tree closes; what is shown by then is noted at its next start, from the intents.
+    Tree(TreeError),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+impl From<TreeError> for Fault {
+    fn from(error: TreeError) -> Self {
+        Self::Tree(error)
+    }
+}
+
+impl From<IndexError> for Fault {
+    fn from(error: IndexError) -> Self {
+        Self::Tree(error.into())
+    }
+}
+
 impl Release {
     fn new() -> Self {
         Self {
             stage: Stage::gather(),
             fetching: BTreeSet::new(),
             changed: false,
+            seen: 0,
+            torn: BTreeSet::new(),
             told: false,
             lacks: None,
             retry_at: None,
@@ -191,7 +225,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         path: &TreePath,
         row: &EntryRow,
     ) -> Result<(), TreeError> {
-        if let Some(release) = self.releases.held.get_mut(top) {
+        if let Some(release) = self.releases.held.get_mut(top).filter(|release| row.seq > release.seen) {
             (release.changed, release.told) = (true, false);
         }
         // It counts as applied with the directory, not before.
@@ -254,18 +288,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.releases.held.insert(top, release);
                 continue;
             }
-            let shown = match &mut release.stage {
+            let shown = match &release.stage {
                 Stage::Gather { .. } => {
                     self.gather_on(&top, &mut release, wants)?;
                     false
                 }
-                Stage::Whole => {
-                    release.stage = Stage::Build(Box::new(self.begin_build()?));
-                    false
-                }
-                Stage::Build(_) => match self.build_on(&top, &mut release) {
-                    Err(TreeError::Disk { source, .. }) => self.cannot_be_built(&top, &mut release, &source)?,
-                    built => built?,
+                _ => match self.build_on(&top, &mut release) {
+                    Ok(shown) => shown,
+                    Err(Fault::Tree(error)) => return Err(error),
+                    Err(Fault::Disk(error)) => {
+                        self.set_problem(&top, format!("it cannot be put together: {error}"));
+                        self.rest(&mut release);
+                        release.changed = true;
+                        false
+                    }
                 },
             };
             if !shown && !self.releases.plain.contains(&top) {
@@ -278,7 +314,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether a directory is there by now, or is not to be any more.
     fn is_release_over(&self, top: &TreePath) -> Result<bool, TreeError> {
         let row = self.index.row(top)?;
-        let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
+        let shown = self.known_there(top, &row)?.is_some_and(|s| s.shown.state.is_some());
         let is_dir = self.index.view(top, &row)?.is_some_and(|view| view.value == Value::Dir);
         Ok(shown || !is_dir || !self.is_release(top))
     }
@@ -298,7 +334,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let Stage::Gather { after, paths, missing, ended } = &mut release.stage else { return Ok(()) };
         if after.is_none() {
-            release.changed = false;
+            (release.changed, release.seen) = (false, self.index.meta().head);
         }
         let found = self.index.beneath(top, after.as_ref(), STEP_PATHS)?;
         let whole = found.len() < STEP_PATHS;
@@ -306,7 +342,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let view = self.index.view(&path, &row)?.map(|view| view.value);
             if let Some(Value::File { size, hash }) = view
                 && !self.options.ignore.ignored(&path, false)
-                && !self.has_content(&path, hash)
+                && !self.has_for(&release.torn, &path, hash)?
             {
                 let want = if release.fetching.len() < FETCHING_MAX { self.fetch(&path, hash, size)? } else { None };
                 // Others are on their way: it is asked for when some of them came.
@@ -348,17 +384,31 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         release.pause_secs = (release.pause_secs * 2).min(PAUSE_SECS_MAX);
     }
 
-    fn begin_build(&mut self) -> Result<Build, TreeError> {
-        let place = self.enter()?;
-        let id = self.index.next_id();
-        self.vfs.create_dir(&place.staging, &release_name(id), 0o700).map_err(building)?;
-        Ok(Build { id, after: None, made: Vec::new() })
+    /// Whether a content is here; one that was not what it was noted to be counts only once it was fetched.
+    fn has_for(&self, torn: &BTreeSet<TreePath>, path: &TreePath, hash: Hash) -> Result<bool, TreeError> {
+        match torn.contains(path) {
+            true => Ok(!self.fetched(path, hash)?.is_empty()),
+            false => Ok(self.has_content(path, hash)),
+        }
+    }
+
+    /// What was brought into the vault for a path.
+    fn fetched(&self, path: &TreePath, hash: Hash) -> Result<Vec<u64>, TreeError> {
+        let (start, end) = rows::vault_range(path);
+        let found: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, usize::MAX)?;
+        let fetched = found.iter().filter(|(_, row)| row.hash == Some(hash) && row.reason == REASON_FETCHED);
+        Ok(fetched.filter_map(|(key, _)| Some(rows::key_vault(key)?.1)).collect())
     }
 
     /// Builds some of it; true where it is shown by now.
-    fn build_on(&mut self, top: &TreePath, release: &mut Release) -> Result<bool, TreeError> {
-        let Stage::Build(build) = &mut release.stage else { return Ok(false) };
+    fn build_on(&mut self, top: &TreePath, release: &mut Release) -> Result<bool, Fault> {
         let place = self.enter()?;
+        if matches!(release.stage, Stage::Whole) {
+            let id = self.index.next_id();
+            self.vfs.create_dir(&place.staging, &release_name(id), 0o700)?;
+            release.stage = Stage::Build(Box::new(Build { id, after: None, made: Vec::new() }));
+        }
+        let Stage::Build(build) = &mut release.stage else { return Ok(false) };
         if build.after.is_none() {
             let row = self.index.row(top)?;
             let Some(view) = self.index.view(top, &row)? else { return Ok(false) };
@@ -368,7 +418,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let after = build.after.clone().filter(|after| after != top);
         let found = self.index.beneath(top, after.as_ref(), STEP_PATHS)?;
         let whole = found.len() < STEP_PATHS;
-        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id)).map_err(building)?;
+        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id))?;
         for (path, row) in found {
             build.after = Some(path.clone());
             let view = self.index.view(&path, &row)?;
@@ -376,35 +426,32 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 continue;
             };
             let mut made = Made { path, row, view, stamp: None, vaulted: None };
-            match self.build_one(&place, &staged, top, &mut made) {
-                Ok(true) => build.made.push(made),
+            if !self.build_one(&place, &staged, top, &mut made, &mut release.torn)? {
                 // It went, or is not what it was: it is gathered again.
-                Ok(false) => {
-                    release.changed = true;
-                    return Ok(false);
-                }
-                Err(error) => return self.cannot_be_built(top, release, &error),
+                release.changed = true;
+                return Ok(false);
             }
+            build.made.push(made);
         }
         if !whole {
             return Ok(false);
         }
-        match self.show_release(&place, top, build) {
-            Ok(shown) => Ok(shown),
-            Err(TreeError::Disk { source, .. }) => self.cannot_be_built(top, release, &source),
-            Err(error) => Err(error),
+        match self.finish_build(&place, top, build)? {
+            Some(parent) => self.show_release(&place, &parent, top, build),
+            // Where it belongs is no directory (any more).
+            None => Ok(false),
         }
     }
 
-    fn cannot_be_built(&mut self, top: &TreePath, release: &mut Release, error: &io::Error) -> Result<bool, TreeError> {
-        self.set_problem(top, format!("it cannot be put together: {error}"));
-        self.rest(release);
-        release.changed = true;
-        Ok(false)
-    }
-
     /// Builds one path; false where its content is not here (any more).
-    fn build_one(&mut self, place: &Place<V>, staged: &V::Dir, top: &TreePath, made: &mut Made) -> io::Result<bool> {
+    fn build_one(
+        &mut self,
+        place: &Place<V>,
+        staged: &V::Dir,
+        top: &TreePath,
+        made: &mut Made,
+        torn: &mut BTreeSet<TreePath>,
+    ) -> Result<bool, Fault> {
         let Some(dir) = beneath(top, &made.path).and_then(|rest| rest.parent()) else { return Ok(false) };
         let dir = self.vfs.open_path(staged, &dir)?;
         let name = made.path.name().to_vec();
@@ -431,6 +478,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 let file = self.vfs.open_file(&dir, &name)?;
                 let known = made.vaulted.is_some() && size > READ_AGAIN_MAX;
                 if !known && look::hash_file(&self.vfs, &file)? != (hash, size) {
+                    torn.insert(made.path.clone());
                     return Ok(false);
                 }
                 self.vfs.set_file_attributes(&file, &self.attributes(&made.view))?;
@@ -449,55 +497,61 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         dir: &V::Dir,
         path: &TreePath,
         (size, hash): (u64, Hash),
-    ) -> io::Result<Option<u64>> {
-        let (start, end) = rows::vault_range(path);
-        let found: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, usize::MAX).map_err(io::Error::other)?;
-        for (key, _) in found.iter().filter(|(_, row)| row.hash == Some(hash) && row.reason == REASON_FETCHED) {
-            let Some((_, id)) = rows::key_vault(key) else { continue };
+    ) -> Result<Option<u64>, Fault> {
+        for id in self.fetched(path, hash)? {
             match self.vfs.rename(&place.vault, &id_name(id), dir, path.name(), RenameMode::NoReplace) {
                 Ok(()) => return Ok(Some(id)),
                 // An earlier life moved it, and broke off.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                     self.forget_version(path, id, (size, Some(hash)));
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(None)
     }
 
-    /// All of it is built: it gets its name. False where that is taken.
-    fn show_release(&mut self, place: &Place<V>, top: &TreePath, build: &mut Build) -> Result<bool, TreeError> {
-        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id)).map_err(building)?;
+    /// All of it is built: it gets its attributes, and is durable; returns the directory that it is to appear in.
+    fn finish_build(&mut self, place: &Place<V>, top: &TreePath, build: &mut Build) -> io::Result<Option<V::Dir>> {
+        let staged = self.vfs.open_dir(&place.staging, &release_name(build.id))?;
         // What is in a directory is there: its time stays as it is set.
         for made in build.made.iter_mut().rev().filter(|made| made.view.value == Value::Dir) {
             let set = self.attributes(&made.view);
             let (holder, name) = match beneath(top, &made.path) {
                 None => (None, release_name(build.id)),
                 Some(rest) => {
-                    let dir = self.vfs.open_path(&staged, &rest.parent().unwrap_or_default()).map_err(building)?;
+                    let dir = self.vfs.open_path(&staged, &rest.parent().unwrap_or_default())?;
                     (Some(dir), made.path.name().to_vec())
                 }
             };
             let holder = holder.as_ref().unwrap_or(&place.staging);
-            self.vfs.set_attributes(holder, &name, &set).map_err(building)?;
-            made.stamp = self.vfs.stat(holder, &name).map_err(building)?.map(|meta| stamp_of(&meta));
+            self.vfs.set_attributes(holder, &name, &set)?;
+            made.stamp = self.vfs.stat(holder, &name)?.map(|meta| stamp_of(&meta));
         }
-        let Some(parent) = self.open_parent(place, top).map_err(building)? else { return Ok(false) };
+        let parent = self.open_parent(place, top)?;
+        self.vfs.sync_all(&self.vfs.sync_handle(&place.root)?)?;
+        Ok(parent)
+    }
+
+    /// It gets its name. False where that is taken.
+    fn show_release(
+        &mut self,
+        place: &Place<V>,
+        parent: &V::Dir,
+        top: &TreePath,
+        build: &mut Build,
+    ) -> Result<bool, Fault> {
         let batches = self.intend(build);
         for made in &build.made {
             if let Some((id, size, hash)) = made.vaulted {
                 self.forget_version(&made.path, id, (size, Some(hash)));
             }
         }
-        let handle = self.vfs.sync_handle(&place.root).map_err(building)?;
-        self.vfs.sync_all(&handle).map_err(building)?;
         self.index.flush()?;
         let dir = top.parent().unwrap_or_default();
-        let before = BTreeMap::from([(dir, self.vfs.stat_dir(&parent).ok())]);
+        let before = BTreeMap::from([(dir, self.vfs.stat_dir(parent).ok())]);
         let unlocked = self.unlock(place, &before);
-        let named =
-            self.vfs.rename(&place.staging, &release_name(build.id), &parent, top.name(), RenameMode::NoReplace);
+        let named = self.vfs.rename(&place.staging, &release_name(build.id), parent, top.name(), RenameMode::NoReplace);
         self.restore_times(place, &before)?;
         self.lock_again(place, &unlocked);
         if let Err(error) = named {
@@ -507,9 +561,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.mark(top, true, false);
                 return Ok(false);
             }
-            return Err(building(error));
+            return Err(error.into());
         }
-        self.vfs.sync_dir(&parent).and_then(|()| self.vfs.sync_dir(&place.staging)).map_err(building)?;
+        // It is shown: what fails from here on is no problem of its path.
+        self.vfs.sync_dir(parent).and_then(|()| self.vfs.sync_dir(&place.staging)).map_err(building)?;
         tracing::info!(path = %top, paths = build.made.len(), "a directory is complete and shown");
         for made in std::mem::take(&mut build.made) {
             self.note_shown(made)?;

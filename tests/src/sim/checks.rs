@@ -206,6 +206,11 @@ impl Rest {
         self.undone.iter().any(|(undone, by)| *by == n && related(undone, path))
     }
 
+    /// Whether a node's disk was lost or put back since the last rest.
+    pub(super) fn has_lost_disk(&self, n: usize) -> bool {
+        self.lost.contains(&n)
+    }
+
     /// A store is lost: a directory that it finds on its disk pairs, and a directory hides what took its place
     /// meanwhile (DESIGN.md §2: "a directory, if any sibling is one").
     pub(super) fn store_lost(&mut self, there: &BTreeMap<Vec<u8>, Seen>) {

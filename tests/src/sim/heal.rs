@@ -59,7 +59,7 @@ impl World {
             return Ok(false);
         }
         let problems: Vec<_> = self.nodes.iter().map(SimNode::problems).collect();
-        Err(format!("no rest: {problems:?}"))
+        Err(format!("no rest: {problems:?}; {:?}", self.who_holds()))
     }
 
     /// Everybody does what is to be done in a second; says whether there was more than pings.
@@ -84,6 +84,17 @@ impl World {
             news |= more;
         }
         Ok(news || self.lines.iter().any(Line::is_busy))
+    }
+
+    /// Stuck paths, and the nodes that hold what is to be there.
+    fn who_holds(&self) -> Vec<(usize, TreePath, Vec<usize>)> {
+        let held: Vec<_> = self.nodes.iter().map(|node| held(&node.model)).collect();
+        let holders = |hash: Hash| (0..held.len()).filter(|n| held[*n].contains(&hash.0)).collect();
+        let open = self.nodes.iter().enumerate().filter_map(|(n, node)| Some((n, node.model.tree.as_ref()?)));
+        open.flat_map(|(n, tree)| tree.stuck_paths().into_iter().map(move |path| (n, tree, path)))
+            .map(|(n, tree, path)| (n, wanted(tree, path), path))
+            .map(|(n, wanted, path)| (n, path.clone(), wanted.map_or_else(Vec::new, holders)))
+            .collect()
     }
 
     /// Whether all that keeps nodes from rest are contents that no node holds.

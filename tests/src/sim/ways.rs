@@ -8,7 +8,7 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::version::Actor;
 use pleach_protocol::view::State;
 use pleach_protocol::wire::First;
-use pleach_store::rows::Direction;
+use pleach_store::rows::{self, Direction, ShownRow, Space};
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
 
@@ -168,7 +168,11 @@ impl SimNode {
             }
         }
         if locals != tree.local_changes() {
-            return Err(format!("{} local changes are counted, there are {locals}", tree.local_changes()));
+            let (start, end) = ([Space::Local as u8], [Space::Local as u8 + 1]);
+            let rows: Vec<(Vec<u8>, ShownRow)> = index.others(&start, &end, usize::MAX).map_err(|e| e.to_string())?;
+            let listed: Vec<_> = rows.iter().filter_map(|(key, _)| rows::key_path(key)).collect();
+            let counted = tree.local_changes();
+            return Err(format!("{counted} local changes are counted, there are {locals}; listed: {listed:?}"));
         }
         Ok(())
     }
