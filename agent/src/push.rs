@@ -25,6 +25,7 @@ pub mod exit;
 mod gate;
 mod item;
 mod options;
+mod rules;
 mod schedule;
 mod target;
 mod work;

@@ -1,6 +1,7 @@
 //! Carrying out a plan: what is in the way goes, what is to be there is sent, then what is gone is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 
 use pleach_protocol::path::TreePath;
@@ -9,14 +10,17 @@ use pleach_store::tree::{LIST_SUFFIX, PushGone, PushItem, PushPlan, PushResult, 
 use tokio::sync::mpsc;
 
 use super::PushSetup;
-use super::child::{self, Ended, Job, PARTIAL_DIR};
+use super::child::{self, Ended, Job, PARTIAL_DIR, path_of};
 use super::exit::{self, Meaning};
 use super::item::Item;
+use super::rules::dirs_above;
 use super::work::PushError;
 use crate::peer::PeerState;
 
 /// Items under way from rsync's lines to whoever counts them.
 const ITEMS_MAX: usize = 256;
+/// What a receiver of 3.4.3 says of a name that is to be deleted.
+const MODE_OF_MISSING: &str = "invalid file mode 00";
 /// What need not be read again is read with the rest, up to this many bytes: one connection less.
 const READ_AGAIN_MAX: u64 = 64 << 20;
 
@@ -32,7 +36,7 @@ struct Told {
 /// Runs rsync, and gathers what it says of the paths. Only codes that say something of each path come back.
 async fn run(setup: &PushSetup, job: Job, source: &Path, names: &[TreePath]) -> Result<(Ended, Meaning, Told), Broken> {
     let mut told = Told::default();
-    let broken = |error: PushError, told: Told| Broken { error, told, began: false };
+    let broken = |error: PushError, told: Told| Broken { error, told, began: false, refuses_missing: false };
     if let Err(error) = check_password_file(setup) {
         return Err(broken(error, told));
     }
@@ -57,7 +61,8 @@ async fn run(setup: &PushSetup, job: Job, source: &Path, names: &[TreePath]) -> 
         Meaning::Again(state) => {
             let began = !matches!(ended.code, 1..=5 | 10 | 35);
             let full = ended.said.iter().any(|line| line.contains("No space left") || line.contains("(28)"));
-            Err(Broken { error: PushError::Rsync { state, why: ended.why(), full }, told, began })
+            let refuses_missing = ended.code == 2 && ended.said.iter().any(|line| line.contains(MODE_OF_MISSING));
+            Err(Broken { error: PushError::Rsync { state, why: ended.why(), full }, told, began, refuses_missing })
         }
         meaning => Ok((ended, meaning, told)),
     }
@@ -70,6 +75,8 @@ struct Broken {
     told: Told,
     /// Something may have been sent.
     began: bool,
+    /// The daemon takes no names of what is missing.
+    refuses_missing: bool,
 }
 
 /// As rsync does: a file that others may read is none for a password.
@@ -96,17 +103,21 @@ fn check_password_file(setup: &PushSetup) -> Result<(), PushError> {
 pub(super) struct Carried {
     pub(super) result: PushResult,
     pub(super) error: Option<PushError>,
+    /// Whether the daemon is known to take no names of what is missing.
+    pub(super) by_rules: bool,
 }
 
 /// One plan under way.
 pub(super) struct Carrier<'a> {
     setup: &'a PushSetup,
+    by_rules: bool,
     result: PushResult,
 }
 
 impl<'a> Carrier<'a> {
-    pub(super) fn new(setup: &'a PushSetup) -> Self {
-        Self { setup, result: PushResult::default() }
+    /// `by_rules`: the daemon is known to take no names of what is missing.
+    pub(super) fn new(setup: &'a PushSetup, by_rules: bool) -> Self {
+        Self { setup, by_rules, result: PushResult::default() }
     }
 
     /// Carries out a plan. `deletes_first`: there is no room there for anything else.
@@ -116,7 +127,7 @@ impl<'a> Carrier<'a> {
         self.result.settled = settled;
         let error = self.all(&clear, send, &gone, &touched, deletes_first).await.err();
         self.result.upto = if error.is_none() { upto } else { None };
-        Carried { result: self.result, error }
+        Carried { result: self.result, error, by_rules: self.by_rules }
     }
 
     async fn all(
@@ -242,11 +253,9 @@ impl<'a> Carrier<'a> {
         }
         let last = levels.keys().next().copied();
         for (level, paths) in levels.into_iter().rev() {
-            let mut names = paths.clone();
-            if Some(level) == last {
-                names.extend(touched.iter().cloned());
-            }
-            let (ended, meaning, told) = match run(self.setup, Job::Delete, source, &names).await {
+            let none = BTreeSet::new();
+            let touched = if Some(level) == last { touched } else { &none };
+            let (ended, meaning, told) = match self.run_deletion(source, &paths, touched).await {
                 Ok(ended) => ended,
                 Err(broken) => {
                     self.result.gone.extend(paths.into_iter().filter(|path| broken.told.deleted.contains(path)));
@@ -258,7 +267,10 @@ impl<'a> Carrier<'a> {
                     // It holds what pleach did not push. A full check tries again.
                     tracing::info!(peer = self.setup.name, %path, "a directory stays there: it is not empty");
                     self.result.settled.push(path);
-                } else if meaning == Meaning::Partial && !told.deleted.contains(&path) && ended_with(&ended, &path) {
+                } else if meaning == Meaning::Partial
+                    && !told.deleted.contains(&path)
+                    && (self.by_rules || ended_with(&ended, &path))
+                {
                     let why = ended.why_of(&path);
                     self.result.owed.push((path, why));
                 } else {
@@ -267,6 +279,40 @@ impl<'a> Carrier<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Deletes paths of one level, and sends the attributes of `touched`.
+    async fn run_deletion(
+        &mut self,
+        source: &Path,
+        paths: &[TreePath],
+        touched: &BTreeSet<TreePath>,
+    ) -> Result<(Ended, Meaning, Told), Broken> {
+        let setup = self.setup;
+        if !self.by_rules {
+            let names: Vec<TreePath> = paths.iter().chain(touched).cloned().collect();
+            match run(setup, Job::Delete, source, &names).await {
+                Err(broken) if broken.refuses_missing => {
+                    tracing::warn!(peer = setup.name, "its rsync takes no deletions by name: they go as rules");
+                    self.by_rules = true;
+                }
+                ended => return ended,
+            }
+        }
+        let local = |error: io::Error| Broken {
+            error: PushError::local(&error),
+            told: Told::default(),
+            began: false,
+            refuses_missing: false,
+        };
+        let above = setup.note.with_extension("dirs");
+        let source_of_rules = dirs_above(&above, paths).map_err(local)?;
+        let deleted = run(setup, Job::DeleteByRules { max: paths.len() }, &source_of_rules, paths).await?;
+        if !touched.is_empty() {
+            let touched: Vec<TreePath> = touched.iter().cloned().collect();
+            run(setup, Job::Send { again: false, keep: false }, source, &touched).await?;
+        }
+        Ok(deleted)
     }
 
     /// Says of each path whether it differs there, without a change.
@@ -292,11 +338,6 @@ fn ended_with(ended: &Ended, path: &TreePath) -> bool {
     let name = String::from_utf8_lossy(path.name()).into_owned();
     let named = ended.said.iter().any(|line| line.contains("failed") && line.contains(&name));
     named || !ended.said.iter().any(|line| line.contains("failed"))
-}
-
-fn path_of(path: &TreePath) -> &Path {
-    use std::os::unix::ffi::OsStrExt;
-    Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))
 }
 
 /// Whether the daemon answers and takes changes: a push of nothing.

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use super::gate::GONE_MAX;
 use super::item::{self, Item};
+use super::rules::deletion_rules;
 use super::{Fallback, PushSetup};
 use crate::machine::{minute_of_day, now};
 
@@ -38,6 +39,8 @@ pub(super) enum Job {
     Verify { read: bool },
     /// Deletes what is listed and not here.
     Delete,
+    /// Deletes what is listed and not in the source, no more than `max`, by rules that let nothing else go.
+    DeleteByRules { max: usize },
     /// Says all that is there.
     List,
 }
@@ -80,6 +83,17 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
         say(option);
     }
     match job {
+        Job::DeleteByRules { max } => {
+            // The two that follow `--delete` keep it from anything but deleting, the last ones from directories' attributes.
+            for option in ["--recursive", "--delete", "--existing", "--ignore-existing", "--from0", "--include-from=-"]
+            {
+                say(option);
+            }
+            say(&format!("--max-delete={max}"));
+            for option in ["--no-times", "--no-perms", "--no-owner", "--no-group"] {
+                say(option);
+            }
+        }
         Job::List => {
             for option in ["--recursive", "--dry-run"] {
                 say(option);
@@ -121,6 +135,7 @@ fn arguments(setup: &PushSetup, job: Job, source: &Path) -> Vec<OsString> {
             say("--no-implied-dirs");
             keep_displaced(setup, &mut say);
         }
+        Job::DeleteByRules { .. } => keep_displaced(setup, &mut say),
         Job::List => {}
     }
     if let Some(rate) = setup.bandwidth.at(minute_of_day()) {
@@ -165,7 +180,7 @@ pub(super) async fn run(
     names: &[TreePath],
     items: mpsc::Sender<Item>,
 ) -> io::Result<Ended> {
-    let run_freely = start(setup, arguments(setup, job, source), names, items);
+    let run_freely = start(setup, arguments(setup, job, source), input(job, names), items);
     let Some(Fallback { gate, .. }) = &setup.fallback else { return run_freely.await };
     let back = || io::Error::other("the peer's agent is back");
     let _alone = gate.enter().await.ok_or_else(back)?;
@@ -182,7 +197,7 @@ pub(super) async fn run(
 async fn start(
     setup: &PushSetup,
     arguments: Vec<OsString>,
-    names: &[TreePath],
+    input: Vec<Vec<u8>>,
     items: mpsc::Sender<Item>,
 ) -> io::Result<Ended> {
     let mut command = Command::new("rsync");
@@ -202,7 +217,7 @@ async fn start(
     let mut said = VecDeque::new();
     let mut infos = VecDeque::new();
     let ((), out, err, status) = tokio::join!(
-        feed(stdin, names),
+        feed(stdin, &input),
         each_line(
             BufReader::new(stdout),
             |line| {
@@ -233,14 +248,27 @@ async fn start(
     Ok(Ended { code, said: said.into() })
 }
 
-/// Gives rsync the names. What it does not read any more, its exit code says.
-async fn feed(stdin: ChildStdin, names: &[TreePath]) {
+/// What rsync reads: the names, or rules made of them.
+fn input(job: Job, names: &[TreePath]) -> Vec<Vec<u8>> {
+    match job {
+        Job::DeleteByRules { .. } => deletion_rules(names),
+        // Without it a name that begins with '#' or ';' would be a comment.
+        _ => names.iter().map(|name| [b"./", name.as_bytes()].concat()).collect(),
+    }
+}
+
+/// A path in the tree, relative to it.
+pub(super) fn path_of(path: &TreePath) -> &Path {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))
+}
+
+/// Gives rsync what it reads. What it does not read any more, its exit code says.
+async fn feed(stdin: ChildStdin, input: &[Vec<u8>]) {
     let mut stdin = BufWriter::with_capacity(64 << 10, stdin);
     let write = async {
-        for name in names {
-            // Without it a name that begins with '#' or ';' would be a comment.
-            stdin.write_all(b"./").await?;
-            stdin.write_all(name.as_bytes()).await?;
+        for name in input {
+            stdin.write_all(name).await?;
             stdin.write_all(&[0]).await?;
         }
         stdin.flush().await

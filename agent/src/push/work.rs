@@ -92,6 +92,8 @@ pub(super) struct Worker<'a> {
     answers: bool,
     failing: Option<Instant>,
     deletes_first: bool,
+    /// Whether the daemon takes no names of what is missing: found out anew after each start.
+    by_rules: bool,
     owed_due: Option<(Instant, Duration)>,
     /// Why the last check deleted nothing of what was not pushed, where it should have.
     held: Option<String>,
@@ -114,6 +116,7 @@ impl<'a> Worker<'a> {
             answers: false,
             failing: None,
             deletes_first: false,
+            by_rules: false,
             owed_due: None,
             held: None,
         }
@@ -270,7 +273,8 @@ impl<'a> Worker<'a> {
         let next = plan.next.clone();
         let (sent, deleted) = (plan.send.len(), plan.gone.len());
         let began = Instant::now();
-        let done = Carrier::new(&self.setup).carry(plan, self.deletes_first).await;
+        let done = Carrier::new(&self.setup, self.by_rules).carry(plan, self.deletes_first).await;
+        self.by_rules = done.by_rules;
         if !done.result.owed.is_empty() && self.owed_due.is_none() {
             self.owed_due = Some((Instant::now() + OWED_PAUSE.0, OWED_PAUSE.0));
         }
@@ -456,7 +460,7 @@ impl<'a> Worker<'a> {
             loop {
                 let of = of(after);
                 let plan = self.ask(|reply| PushAsk::Plan { of, begin: false, reply }).await?;
-                for path in Carrier::new(&self.setup).compare(&plan.send).await? {
+                for path in Carrier::new(&self.setup, self.by_rules).compare(&plan.send).await? {
                     self.tell(asked, "send", &path).await;
                 }
                 for gone in plan.clear.iter().chain(&plan.gone) {
