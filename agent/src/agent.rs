@@ -340,8 +340,8 @@ fn peer_setups(config: &Config) -> Vec<PeerSetup> {
         let node = keys::node_of(&key)?;
         let trees = peer.trees.clone().unwrap_or_else(|| all.clone());
         let addresses = peer.addresses.iter().map(|a| host_port(a)).collect();
-        let bandwidth = peer.bandwidth.clone();
-        Some(PeerSetup { name: peer.name.clone(), node, key, addresses, trees, bandwidth })
+        let (bandwidth, compress) = (peer.bandwidth.clone(), peer.compress);
+        Some(PeerSetup { name: peer.name.clone(), node, key, addresses, trees, bandwidth, compress })
     };
     config.peers.iter().filter_map(setup).collect()
 }

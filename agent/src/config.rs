@@ -13,6 +13,7 @@ use pleach_store::rows::Direction;
 use toml::de::DeTable;
 
 use crate::bandwidth::BandwidthLimit;
+use crate::compress::Compress;
 use crate::hook::HookConfig;
 use crate::push::{FallbackConfig, PushConfig};
 
@@ -62,6 +63,7 @@ const KEYS: &[(&str, &str, Built)] = &[
     ("peer", "key", Built::Yes),
     ("peer", "trees", Built::Yes),
     ("peer", "bwlimit", Built::Yes),
+    ("peer", "compress", Built::Yes),
     ("peer", "fallback", Built::Yes),
     ("peer", "fallback_after", Built::Yes),
     ("peer", "password_file", Built::Yes),
@@ -190,6 +192,8 @@ pub struct PeerConfig {
     pub trees: Option<Vec<String>>,
     /// How fast it is sent to.
     pub bandwidth: BandwidthLimit,
+    /// Whether what it is sent is compressed.
+    pub compress: Compress,
     /// What is said of a legacy rsync daemon; none where the peer is a node.
     pub push: Option<PushConfig>,
     /// Where it is pushed to while its agent is away.

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bandwidth;
 pub mod cli;
 pub mod commands;
+pub mod compress;
 pub mod config;
 pub mod control;
 pub mod doctor;

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{sleep, timeout};
 
 use crate::bandwidth::BandwidthLimit;
+use crate::compress::Compress;
 use crate::keys::HostKey;
 use crate::machine::{lock, random_number};
 use crate::owner::Event;
@@ -72,6 +73,8 @@ pub struct PeerSetup {
     pub trees: Vec<String>,
     /// How fast it is sent to.
     pub bandwidth: BandwidthLimit,
+    /// Whether what it is sent is compressed.
+    pub compress: Compress,
 }
 
 /// A link whose first frame was read.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::agent::Agent;
 use crate::bandwidth::BandwidthLimit;
+use crate::compress::Compress;
 use crate::config::{self, Config, PeerConfig, TreeConfig};
 use crate::control::{Handler, Reply, Request};
 use crate::exchange::{PeerProgress, StreamState};
@@ -103,6 +104,7 @@ async fn start(state: &Path, roots: &[PathBuf; 2]) -> Result<[Arc<Agent>; 2], Fa
         key: key.to_owned(),
         trees: None,
         bandwidth: BandwidthLimit::default(),
+        compress: Compress::default(),
         push: None,
         fallback: None,
     };

@@ -170,7 +170,7 @@ fn a_large_transfer_goes_on_where_it_broke_off_after_both_were_killed() {
 
 #[test]
 fn a_limited_peer_is_sent_to_at_its_rate_and_small_changes_overtake() {
-    let pair = Pair::with("", "bwlimit = \"5MB/s\"").start();
+    let pair = Pair::with("", "bwlimit = \"5MB/s\"\ncompress = \"off\"").start();
     pair.wait();
     let content: String = (0..30).map(large).collect();
     let began = Instant::now();
@@ -182,6 +182,24 @@ fn a_limited_peer_is_sent_to_at_its_rate_and_small_changes_overtake() {
     pair.wait();
     let least = Duration::from_secs_f64(content.len() as f64 / 5e6 - 0.3);
     assert!(began.elapsed() > least, "{} bytes took {:?}", content.len(), began.elapsed());
+}
+
+#[test]
+fn what_is_limited_goes_compressed_and_counts_as_such() {
+    let pair = Pair::with("", "bwlimit = \"50MB/s\"").start();
+    pair.wait();
+    let sent = |bytes: &[u8]| {
+        let before = pair.link.bytes.load(Ordering::SeqCst);
+        fs::write(pair.a.at("f"), bytes).unwrap();
+        pair.wait();
+        assert!(fs::read(pair.b.at("f")).unwrap() == bytes);
+        pair.link.bytes.load(Ordering::SeqCst) - before
+    };
+    let text: String = (0..30).map(large).collect();
+    let there = sent(text.as_bytes());
+    assert!(there < text.len() / 2, "{there} of {}", text.len());
+    let there = sent(&noise(3, 4 << 20));
+    assert!(there > 4 << 20, "{there}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use crate::codec;
 use crate::entry::Hash;
 use crate::version::NodeId;
-use crate::wire::{self, Hello, Message, Standing, TreeHello, WIRE_VERSION, hello};
+use crate::wire::{self, Hello, Message, Standing, TreeHello, WIRE_VERSION, WIRE_VERSION_MIN, hello};
 
 mod asking;
 mod facts;
@@ -52,6 +52,8 @@ pub struct Session {
     round_trip: Option<u64>,
     /// The peer's start bits and name.
     introduced: Option<(u64, String)>,
+    /// The highest version that both sides speak.
+    version: u16,
     /// The peer's token in its hello on each link.
     greeted: [Option<[u8; 16]>; 2],
     /// As many as the config has trees.
@@ -81,6 +83,7 @@ impl Session {
             unanswered: None,
             round_trip: None,
             introduced: None,
+            version: WIRE_VERSION_MIN,
             greeted: [None, None],
             streams: config.trees.iter().cloned().map(Stream::new).collect(),
             batches_max: 0,
@@ -100,7 +103,7 @@ impl Session {
         let trees = self.config.trees.iter().filter(|_| role == Link::Control);
         Hello {
             magic: hello::MAGIC,
-            version_min: WIRE_VERSION,
+            version_min: WIRE_VERSION_MIN,
             version_max: WIRE_VERSION,
             software: concat!("pleach ", env!("CARGO_PKG_VERSION")).to_owned(),
             name: self.config.name.clone(),
@@ -233,6 +236,12 @@ impl Session {
         self.introduced.as_ref().map(|(start, name)| (*start, name.as_str()))
     }
 
+    /// Whether the peer takes compressed frames.
+    #[must_use]
+    pub const fn compresses(&self) -> bool {
+        self.version >= 4
+    }
+
     /// Takes in what happened on this node. What names no tree of the config, or answers nothing
     /// that was asked, has no effect.
     ///
@@ -281,9 +290,9 @@ impl Session {
     }
 
     fn handle_hello(&mut self, link: Link, hello: Hello) -> Result<(), SessionError> {
-        if hello.version_min > WIRE_VERSION || hello.version_max < WIRE_VERSION {
+        if hello.version_min > WIRE_VERSION || hello.version_max < WIRE_VERSION_MIN {
             return Err(SessionError::Version {
-                ours_min: WIRE_VERSION,
+                ours_min: WIRE_VERSION_MIN,
                 ours_max: WIRE_VERSION,
                 theirs_min: hello.version_min,
                 theirs_max: hello.version_max,
@@ -307,6 +316,7 @@ impl Session {
     /// Matches the trees by name and begins to send.
     fn open(&mut self, hello: &Hello) {
         self.introduced = Some((hello.start, hello.name.clone()));
+        self.version = hello.version_max.min(WIRE_VERSION);
         self.batches_max = hello.batches.min(GRANT_BATCHES_MAX);
         self.serving.grant(hello.content_window.min(GRANT_BYTES_MAX));
         for (tree, stream) in self.streams.iter_mut().enumerate() {

@@ -12,12 +12,14 @@ pub mod hello;
 pub mod packed;
 
 pub use bytes::Bytes;
-pub use frame::{FrameError, FrameReader, frame};
+pub use frame::{FrameCompressor, FrameError, FrameReader, frame};
 pub use hello::{Cursor, Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
-/// The version of the messages. 1: first. 2: contents are asked for from where they broke off.
-pub const WIRE_VERSION: u16 = 3;
+/// The newest version that is spoken (WIRE.md).
+pub const WIRE_VERSION: u16 = 4;
+/// The oldest that is spoken, too: it has no compressed frames.
+pub const WIRE_VERSION_MIN: u16 = 3;
 /// The longest frame body on a link, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
 /// About how much an index batch carries, in bytes.

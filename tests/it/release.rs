@@ -39,6 +39,14 @@ fn rest(a: &mut ModelNode, b: &mut ModelNode) -> Vec<TreePath> {
     b.tree.as_ref().unwrap().whole_releases()
 }
 
+/// The same once all of a release is at B, which nobody has told that there is no more.
+fn held() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = publisher();
+    publish(&a, "1");
+    assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+    (a, b)
+}
+
 fn tell(a: &mut ModelNode, b: &mut ModelNode, name: &str) {
     assert_eq!(rest(a, b), [path(name)]);
     b.tree.as_mut().unwrap().release_told(&path(name));
@@ -47,9 +55,7 @@ fn tell(a: &mut ModelNode, b: &mut ModelNode, name: &str) {
 
 #[test]
 fn a_directory_appears_when_all_of_it_is_there() {
-    let (mut a, mut b) = publisher();
-    publish(&a, "1");
-    assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+    let (mut a, mut b) = held();
     assert_eq!(b.disk.user().stat("releases/1").unwrap_err().raw_os_error(), Some(libc::ENOENT));
     let tree = b.tree.as_ref().unwrap();
     assert!(!tree.is_quiet() && tree.applied() < tree.head(), "who waits is not told that it is there");
@@ -86,9 +92,7 @@ fn a_switch_is_made_after_what_it_leads_to() {
 
 #[test]
 fn what_goes_before_it_appears_leaves_nothing() {
-    let (mut a, mut b) = publisher();
-    publish(&a, "1");
-    rest(&mut a, &mut b);
+    let (mut a, mut b) = held();
     a.disk.user().remove_all("releases/1").unwrap();
     assert!(settle(&mut a, &mut b).unwrap());
     assert_eq!(a.seen(), b.seen());
@@ -96,9 +100,7 @@ fn what_goes_before_it_appears_leaves_nothing() {
 
 #[test]
 fn what_a_user_makes_in_its_place_is_met_by_the_normal_rules() {
-    let (mut a, mut b) = publisher();
-    publish(&a, "1");
-    rest(&mut a, &mut b);
+    let (mut a, mut b) = held();
     b.disk.user().mkdir_all("releases/1").unwrap();
     b.disk.user().write("releases/1/own", "of b").unwrap();
     for _ in 0..5 {
@@ -128,9 +130,7 @@ fn persist(a: &mut ModelNode, b: &mut ModelNode) {
 #[test]
 fn what_was_shown_when_a_sync_failed_is_no_change_of_a_users() {
     for nth in 1..=60 {
-        let (mut a, mut b) = publisher();
-        publish(&a, "1");
-        assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+        let (mut a, mut b) = held();
         let minted = b.tree.as_ref().unwrap().head();
         b.tree.as_mut().unwrap().release_told(&path("releases/1"));
         let rule = || FaultRule { op: Some(OpKind::SyncDir), name: None, errno: libc::EIO, times: 1 };
@@ -193,9 +193,7 @@ fn a_crash_shows_all_of_it_or_nothing() {
     let mut seen = std::collections::BTreeSet::new();
     for machine in [false, true] {
         for call in (1..2_000).step_by(7) {
-            let (mut a, mut b) = publisher();
-            publish(&a, "1");
-            assert_eq!(rest(&mut a, &mut b), [path("releases/1")]);
+            let (mut a, mut b) = held();
             let minted = b.tree.as_ref().unwrap().head();
             b.tree.as_mut().unwrap().release_told(&path("releases/1"));
             b.disk.crash_at(call);

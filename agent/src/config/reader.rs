@@ -15,6 +15,7 @@ use super::{
     default_state, duration, hostname,
 };
 use crate::bandwidth::BandwidthLimit;
+use crate::compress::Compress;
 use crate::keys;
 use crate::push::{FallbackConfig, PushConfig, Schedule, Target, check_options};
 
@@ -248,6 +249,7 @@ impl Reader<'_> {
             key: String::new(),
             trees: None,
             bandwidth: BandwidthLimit::default(),
+            compress: Compress::default(),
             push: None,
             fallback: None,
         };
@@ -269,6 +271,13 @@ impl Reader<'_> {
                 "bwlimit" => {
                     peer.bandwidth = self.checked("bwlimit", value, BandwidthLimit::parse).unwrap_or_default();
                 }
+                "compress" if legacy => {
+                    self.error(
+                        &value.span(),
+                        "compress: say rsync_options = [\"--compress\"] for an rsync daemon".into(),
+                    );
+                }
+                "compress" => peer.compress = self.checked("compress", value, Compress::parse).unwrap_or_default(),
                 "address" if !legacy => peer.addresses = self.one_or_more("address", value, address),
                 "key" if legacy => {
                     self.error(

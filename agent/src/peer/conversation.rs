@@ -12,6 +12,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::{Begun, Greeted, PAUSED_THERE, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
 use crate::bandwidth::Pacer;
+use crate::compress::{Compress, SLOW, Squeezer};
 use crate::exchange::ToSession;
 use crate::machine::{lock, minute_of_day, random};
 use crate::owner::Event;
@@ -87,6 +88,8 @@ struct Conversation<'p> {
     /// Frames that wait for the bulk link, or for their time; the peer's window bounds them.
     waiting: VecDeque<Vec<u8>>,
     pacer: Pacer,
+    /// Of the control link and the bulk link: none where the config or the peer wants none, or there is no memory for it.
+    squeezers: (Option<Squeezer>, Option<Squeezer>),
     dialled: Option<String>,
     dialling: Option<Dialling>,
     from_owners: UnboundedReceiver<ToSession>,
@@ -121,6 +124,7 @@ impl Peer {
             bulk: None,
             waiting: VecDeque::new(),
             pacer: Pacer::default(),
+            squeezers: (None, None),
             dialled: begun.dialled,
             dialling: None,
             from_owners,
@@ -286,7 +290,12 @@ impl Conversation<'_> {
     /// Sends what waits for the bulk link, as far as its time has come.
     fn send_bulk(&mut self) -> Result<(), End> {
         let Some(bulk) = &self.bulk else { return Ok(()) };
-        while let Some(frame) = self.waiting.pop_front() {
+        let (limited, always) = (self.rate().is_some(), self.peer.setup.compress == Compress::On);
+        let pays = always || limited || bulk.writer.rate().is_some_and(|rate| rate < SLOW);
+        while let Some(mut frame) = self.waiting.pop_front() {
+            if let Some(squeezer) = self.squeezers.1.as_mut().filter(|_| pays) {
+                frame = squeezer.squeeze(frame);
+            }
             if let Some(rate) = self.rate() {
                 let now = Instant::now();
                 if self.pacer.wait_until(now).is_some() {
@@ -328,6 +337,9 @@ impl Conversation<'_> {
             let key = self.peer.setup.key.clone();
             self.dialling = Some(Box::pin(async move { dial(&address, &us.key, std::slice::from_ref(&key)).await }));
         }
+        if self.session.compresses() && self.peer.setup.compress != Compress::Off {
+            self.squeezers = (Squeezer::new(), Squeezer::new());
+        }
         let now = self.now();
         self.session.ping(now);
         self.drain()
@@ -362,6 +374,11 @@ impl Conversation<'_> {
         while let Some(output) = self.session.poll_output() {
             match output {
                 Output::Transmit { link: Link::Control, frame } => {
+                    // Rows shrink to a fifth, whatever the link.
+                    let frame = match &mut self.squeezers.0 {
+                        Some(squeezer) => squeezer.squeeze(frame),
+                        None => frame,
+                    };
                     // Never held up, so that a small change overtakes large ones; but what it takes counts.
                     if let Some(rate) = self.rate() {
                         self.pacer.sent(Instant::now(), frame.len(), rate);

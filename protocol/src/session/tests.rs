@@ -692,8 +692,15 @@ fn frames_out_of_place_end_the_session() {
         change(&mut hello);
         fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap_err()
     };
-    let later = change(|h| (h.version_min, h.version_max) = (4, 9));
-    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 3, the peer 4 to 9");
+    let later = change(|h| (h.version_min, h.version_max) = (5, 9));
+    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 4, the peer 5 to 9");
+    for (peer, compresses) in [(3, false), (4, true), (9, true)] {
+        let mut hello = Hello::decode(&control).unwrap();
+        (hello.version_min, hello.version_max) = (1, peer);
+        let mut session = fresh();
+        session.handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap();
+        assert_eq!(session.compresses(), compresses, "a peer that speaks up to {peer}");
+    }
     assert!(matches!(change(|h| h.magic[0] = 0), SessionError::Hello(HelloError::Magic)));
     let error = fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&Message::Ping)).unwrap_err();
     assert!(matches!(error, SessionError::Hello(HelloError::Magic)));
