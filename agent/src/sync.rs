@@ -199,7 +199,7 @@ async fn watch_over(
 fn view(left: &Seen, right: &Seen, rest: bool) -> String {
     let state = if rest { "in step" } else { "syncing" };
     format!(
-        "{state}: {} > {} changes to go, {} < {}, {} problems",
+        "{state}; to the right: {} changes to go, {} arrived; to the left: {} changes to go, {} arrived; {} problems",
         left.peer.to_send,
         size(right.tree.received_bytes),
         right.peer.to_send,
