@@ -1,10 +1,16 @@
 //! Whether what goes to a peer is compressed (`compress`), and when that pays.
 
+use std::time::{Duration, Instant};
+
 use pleach_protocol::wire::FrameCompressor;
 
 /// A link that takes less than this is slower than zstd, in bytes a second. Source: CRATES.md, 490 MB/s on one core, of which
 /// the core has other uses.
-pub(crate) const SLOW: u64 = 100_000_000;
+const SLOW: u64 = 100_000_000;
+/// How long is measured at once.
+const PERIOD: Duration = Duration::from_millis(250);
+/// Fewer bytes are on their way too short a time to tell anything.
+const BYTES_MIN: u64 = 256 * 1024;
 /// So many frames go as they are after one that did not shrink.
 const SKIPPED: u32 = 8;
 
@@ -32,6 +38,52 @@ impl Compress {
             "off" => Ok(Self::Off),
             _ => Err(format!("compress: {text:?} is none of auto, on, off")),
         }
+    }
+}
+
+/// How fast contents reach the peer, by what it takes while some are on their way: the socket's buffers tell nothing of it.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    sent: u64,
+    /// Since when is measured, and what the peer had taken by then.
+    since: Option<(Instant, u64)>,
+    /// What was sent since then, as it was and as it travelled.
+    period: (u64, u64),
+    rate: Option<u64>,
+}
+
+impl Pace {
+    /// A frame was sent, of so many bytes, compressed to so many.
+    pub(crate) fn sent(&mut self, bytes: usize, compressed: usize) {
+        self.sent += bytes as u64;
+        self.period = (self.period.0 + bytes as u64, self.period.1 + compressed as u64);
+    }
+
+    /// So many bytes are on their way now.
+    pub(crate) fn look(&mut self, now: Instant, under_way: u64) {
+        let arrived = self.sent.saturating_sub(under_way);
+        let Some((since, before)) = self.since else {
+            self.since = (under_way > 0).then_some((now, arrived));
+            return;
+        };
+        let elapsed = now.saturating_duration_since(since);
+        if under_way > 0 && elapsed < PERIOD {
+            return;
+        }
+        let came = arrived.saturating_sub(before);
+        if came >= BYTES_MIN || elapsed >= PERIOD {
+            let (sent, travelled) = self.period;
+            let nanos = elapsed.as_nanos().max(1);
+            let travelled = u128::from(came) * u128::from(travelled) / u128::from(sent.max(1));
+            self.rate = u64::try_from(travelled * 1_000_000_000 / nanos).ok();
+        }
+        self.since = (under_way > 0).then_some((now, arrived));
+        self.period = (0, 0);
+    }
+
+    /// Whether the link was slow when something went over it lately.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.rate.is_some_and(|rate| rate < SLOW)
     }
 }
 
@@ -69,6 +121,33 @@ impl Squeezer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_is_as_fast_as_it_was_lately() {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        // So many bytes arrive in each of some periods, with a megabyte on its way all the time.
+        let mut go = |pace: &mut Pace, bytes: usize, compressed: usize| {
+            for _ in 0..3 {
+                pace.look(now, 1 << 20);
+                pace.sent(bytes, compressed);
+                now += PERIOD;
+            }
+            pace.look(now, 1 << 20);
+        };
+        pace.sent(1 << 20, 1 << 20);
+        go(&mut pace, 100 << 20, 100 << 20);
+        assert!(!pace.is_slow(), "400 MB/s");
+        go(&mut pace, 10 << 20, 10 << 20);
+        assert!(pace.is_slow(), "40 MB/s");
+        go(&mut pace, 100 << 20, 10 << 20);
+        assert!(pace.is_slow(), "400 MB/s of contents, but still 40 MB/s of what travels");
+        now += Duration::from_secs(9);
+        pace.look(now, 0);
+        pace.sent(1_000, 1_000);
+        pace.look(now, 1_000);
+        pace.look(now + Duration::from_millis(40), 0);
+        assert!(pace.is_slow(), "a thousand bytes tell nothing");
+    }
 
     #[test]
     fn what_does_not_shrink_is_not_tried_again_at_once() {

@@ -203,6 +203,20 @@ fn what_is_limited_goes_compressed_and_counts_as_such() {
 }
 
 #[test]
+fn what_takes_long_over_a_slow_link_goes_compressed() {
+    let pair = Pair::new().start();
+    pair.wait();
+    pair.link.rate.store(10_000_000, Ordering::SeqCst);
+    let before = pair.link.bytes.load(Ordering::SeqCst);
+    let text: String = (0..150).map(large).collect();
+    pair.a.write("f", &text);
+    pair.wait();
+    let there = pair.link.bytes.load(Ordering::SeqCst) - before;
+    assert!(there < text.len() / 2, "{there} of {}", text.len());
+    assert!(pair.b.read("f").is_some_and(|read| read == text));
+}
+
+#[test]
 fn a_renamed_directory_does_not_travel() {
     let pair = Pair::new().start();
     for n in 0..400 {

@@ -236,6 +236,12 @@ impl Session {
         self.introduced.as_ref().map(|(start, name)| (*start, name.as_str()))
     }
 
+    /// Bytes of contents that were sent and that the peer has not taken yet, as far as is known.
+    #[must_use]
+    pub const fn under_way(&self) -> u64 {
+        self.serving.owed()
+    }
+
     /// Whether the peer takes compressed frames.
     #[must_use]
     pub const fn compresses(&self) -> bool {

@@ -12,7 +12,7 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::{Begun, Greeted, PAUSED_THERE, Peer, PeerEvent, PeerState, TWO_NODES, next_session};
 use crate::bandwidth::Pacer;
-use crate::compress::{Compress, SLOW, Squeezer};
+use crate::compress::{Compress, Pace, Squeezer};
 use crate::exchange::ToSession;
 use crate::machine::{lock, minute_of_day, random};
 use crate::owner::Event;
@@ -88,6 +88,7 @@ struct Conversation<'p> {
     /// Frames that wait for the bulk link, or for their time; the peer's window bounds them.
     waiting: VecDeque<Vec<u8>>,
     pacer: Pacer,
+    pace: Pace,
     /// Of the control link and the bulk link: none where the config or the peer wants none, or there is no memory for it.
     squeezers: (Option<Squeezer>, Option<Squeezer>),
     dialled: Option<String>,
@@ -124,6 +125,7 @@ impl Peer {
             bulk: None,
             waiting: VecDeque::new(),
             pacer: Pacer::default(),
+            pace: Pace::default(),
             squeezers: (None, None),
             dialled: begun.dialled,
             dialling: None,
@@ -290,18 +292,22 @@ impl Conversation<'_> {
     /// Sends what waits for the bulk link, as far as its time has come.
     fn send_bulk(&mut self) -> Result<(), End> {
         let Some(bulk) = &self.bulk else { return Ok(()) };
-        let (limited, always) = (self.rate().is_some(), self.peer.setup.compress == Compress::On);
-        let pays = always || limited || bulk.writer.rate().is_some_and(|rate| rate < SLOW);
-        while let Some(mut frame) = self.waiting.pop_front() {
-            if let Some(squeezer) = self.squeezers.1.as_mut().filter(|_| pays) {
-                frame = squeezer.squeeze(frame);
+        let always = self.peer.setup.compress == Compress::On;
+        self.pace.look(Instant::now(), self.session.under_way());
+        while let Some(frame) = self.waiting.pop_front() {
+            let (now, limit) = (Instant::now(), self.rate());
+            if limit.is_some() && self.pacer.wait_until(now).is_some() {
+                self.waiting.push_front(frame);
+                return Ok(());
             }
-            if let Some(rate) = self.rate() {
-                let now = Instant::now();
-                if self.pacer.wait_until(now).is_some() {
-                    self.waiting.push_front(frame);
-                    return Ok(());
-                }
+            let pays = always || limit.is_some() || self.pace.is_slow();
+            let bytes = frame.len();
+            let frame = match self.squeezers.1.as_mut().filter(|_| pays) {
+                Some(squeezer) => squeezer.squeeze(frame),
+                None => frame,
+            };
+            self.pace.sent(bytes, frame.len());
+            if let Some(rate) = limit {
                 self.pacer.sent(now, frame.len(), rate);
             }
             bulk.writer.send(frame)?;

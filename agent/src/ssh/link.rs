@@ -1,8 +1,8 @@
 //! A link: whole frames both ways over one channel, and the one task that carries them.
 
 use std::future::pending;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use pleach_protocol::wire::FrameReader;
 use russh::keys::ssh_key::PublicKey;
@@ -65,35 +65,6 @@ struct Shared {
     inbound: Queue,
     outbound: Queue,
     closing: Notify,
-    pace: Mutex<Pace>,
-}
-
-/// How fast the link took what was written lately.
-#[derive(Default)]
-struct Pace {
-    bytes: u64,
-    nanos: u64,
-}
-
-impl Pace {
-    /// What was written before counts half once so much was spent on it, in nanoseconds.
-    const WINDOW: u64 = 500_000_000;
-    /// Less than this goes into buffers and tells nothing, in bytes.
-    const BYTES_MIN: u64 = 4 << 20;
-
-    fn add(&mut self, bytes: usize, spent: Duration) {
-        self.bytes = self.bytes.saturating_add(bytes as u64);
-        self.nanos = self.nanos.saturating_add(u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX));
-        if self.nanos > Self::WINDOW {
-            (self.bytes, self.nanos) = (self.bytes / 2, self.nanos / 2);
-        }
-    }
-
-    /// In bytes a second.
-    fn rate(&self) -> Option<u64> {
-        let rate = self.bytes.saturating_mul(1_000_000).checked_div(self.nanos / 1_000)?;
-        (self.bytes >= Self::BYTES_MIN || self.nanos > Self::WINDOW / 4).then_some(rate)
-    }
 }
 
 /// The SSH session under a link.
@@ -141,12 +112,6 @@ impl LinkWriter {
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.user.shared.outbound.bytes().saturating_add(self.user.grip.backlog())
-    }
-
-    /// How fast the link took what was written lately, in bytes a second; none where too little was written.
-    #[must_use]
-    pub fn rate(&self) -> Option<u64> {
-        self.user.shared.pace.lock().unwrap_or_else(PoisonError::into_inner).rate()
     }
 
     /// Sends what is queued, for at most a second, then closes the connection. Returns at once;
@@ -207,7 +172,6 @@ where
         inbound: Queue::default(),
         outbound: Queue::default(),
         closing: Notify::new(),
-        pace: Mutex::default(),
     });
     let user = Arc::new(User { shared: Arc::clone(&shared), grip: stream.0.clone() });
     let writer = write.make_writer();
@@ -225,7 +189,7 @@ async fn carry(
 ) {
     let end = tokio::select! {
         end = receive(&mut channel, &shared.inbound, &stream.0) => end,
-        () = send(writer, &shared, &stream.0) => Some(End::Clean),
+        () = send(writer, &shared.outbound, &stream.0) => Some(End::Clean),
         () = async {
             shared.closing.notified().await;
             sleep(LINGER).await;
@@ -294,8 +258,7 @@ fn pause(inbound: &Queue, stream: &StreamGrip) {
 }
 
 /// Writes frames until the link is closed on this side and all are written.
-async fn send(mut writer: impl AsyncWrite + Unpin, shared: &Shared, stream: &StreamGrip) {
-    let outbound = &shared.outbound;
+async fn send(mut writer: impl AsyncWrite + Unpin, outbound: &Queue, stream: &StreamGrip) {
     let mut bytes = Vec::with_capacity(WRITE_BYTES);
     while let Ok(frame) = outbound.pop().await {
         bytes.clear();
@@ -304,13 +267,11 @@ async fn send(mut writer: impl AsyncWrite + Unpin, shared: &Shared, stream: &Str
             bytes.extend_from_slice(&frame);
             next = if bytes.len() < WRITE_BYTES { outbound.try_pop() } else { None };
         }
-        let began = Instant::now();
         stream.room().await;
         if !bytes.is_empty() && writer.write_all(&bytes).await.is_err() {
             // The receiving side finds out why.
             return pending().await;
         }
-        shared.pace.lock().unwrap_or_else(PoisonError::into_inner).add(bytes.len(), began.elapsed());
         bytes.shrink_to(WRITE_BYTES);
     }
     if writer.shutdown().await.is_err() {

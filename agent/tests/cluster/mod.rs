@@ -422,6 +422,8 @@ pub struct Link {
     pub live: Arc<AtomicUsize>,
     /// Bytes that went through, both ways.
     pub bytes: Arc<AtomicUsize>,
+    /// How many go through in a second, each way; 0: as many as can.
+    pub rate: Arc<AtomicUsize>,
     /// The sockets of all connections; none while it is cut.
     streams: Arc<Mutex<Option<Vec<TcpStream>>>>,
 }
@@ -432,9 +434,9 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let streams = Arc::new(Mutex::new(Some(Vec::new())));
-        let [opened, live, bytes] = std::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
-        let link = Self { port, opened, live, bytes, streams };
-        let bytes = Arc::clone(&link.bytes);
+        let [opened, live, bytes, rate] = std::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
+        let link = Self { port, opened, live, bytes, rate, streams };
+        let (bytes, rate) = (Arc::clone(&link.bytes), Arc::clone(&link.rate));
         let (opened, live, all) = (Arc::clone(&link.opened), Arc::clone(&link.live), Arc::clone(&link.streams));
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
@@ -449,10 +451,10 @@ impl Link {
                 opened.fetch_add(1, Ordering::SeqCst);
                 live.fetch_add(1, Ordering::SeqCst);
                 let live = Arc::clone(&live);
-                let (there, back) = (Arc::clone(&bytes), Arc::clone(&bytes));
+                let (there, back) = ((Arc::clone(&bytes), Arc::clone(&rate)), (Arc::clone(&bytes), Arc::clone(&rate)));
                 std::thread::spawn(move || {
-                    let other = std::thread::spawn(move || pump(far2, near2, &back));
-                    pump(near, far, &there);
+                    let other = std::thread::spawn(move || pump(far2, near2, &back.0, &back.1));
+                    pump(near, far, &there.0, &there.1);
                     other.join().unwrap();
                     live.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -474,12 +476,16 @@ impl Link {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicUsize) {
+fn pump(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicUsize, rate: &AtomicUsize) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         match from.read(&mut buffer) {
             Ok(n) if n > 0 && to.write_all(&buffer[..n]).is_ok() => {
                 bytes.fetch_add(n, Ordering::SeqCst);
+                let rate = rate.load(Ordering::SeqCst);
+                if rate > 0 {
+                    std::thread::sleep(Duration::from_secs_f64(n as f64 / rate as f64));
+                }
             }
             _ => break,
         }

@@ -50,7 +50,6 @@ impl Serving {
     }
 
     /// Bytes that are under way to the peer, as far as this side knows.
-    #[cfg(test)]
     pub(super) const fn owed(&self) -> u64 {
         self.owed
     }
