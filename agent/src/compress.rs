@@ -9,8 +9,10 @@ use pleach_protocol::wire::FrameCompressor;
 const SLOW: u64 = 100_000_000;
 /// How long is measured at once.
 const PERIOD: Duration = Duration::from_millis(250);
-/// Fewer bytes are on their way too short a time to tell anything.
+/// Fewer bytes tell nothing: a peer credits in portions of 128 KiB.
 const BYTES_MIN: u64 = 256 * 1024;
+/// A portion that does not fill keeps some bytes on their way for ever: after such a time without any it is measured anew.
+const IDLE: Duration = Duration::from_secs(10);
 /// So many frames go as they are after one that did not shrink.
 const SKIPPED: u32 = 8;
 
@@ -47,6 +49,8 @@ pub(crate) struct Pace {
     sent: u64,
     /// Since when is measured, and what the peer had taken by then.
     since: Option<(Instant, u64)>,
+    /// What it had taken when that was looked at last and was another number, and when.
+    taken: Option<(Instant, u64)>,
     /// What was sent since then, as it was and as it travelled.
     period: (u64, u64),
     rate: Option<u64>,
@@ -62,22 +66,26 @@ impl Pace {
     /// So many bytes are on their way now.
     pub(crate) fn look(&mut self, now: Instant, under_way: u64) {
         let arrived = self.sent.saturating_sub(under_way);
-        let Some((since, before)) = self.since else {
-            self.since = (under_way > 0).then_some((now, arrived));
-            return;
-        };
-        let elapsed = now.saturating_duration_since(since);
-        if under_way > 0 && elapsed < PERIOD {
+        let last = self.taken.map_or(now, |(at, _)| at);
+        if self.taken.is_none_or(|(_, before)| before != arrived) {
+            self.taken = Some((now, arrived));
+        }
+        let begun = self.since.filter(|_| now.saturating_duration_since(last) < IDLE);
+        let Some((since, before)) = begun else { return self.begin(now, under_way) };
+        let (elapsed, came) = (now.saturating_duration_since(since), arrived.saturating_sub(before));
+        if under_way > 0 && (elapsed < PERIOD || came < BYTES_MIN) {
             return;
         }
-        let came = arrived.saturating_sub(before);
-        if came >= BYTES_MIN || elapsed >= PERIOD {
+        if came >= BYTES_MIN {
             let (sent, travelled) = self.period;
-            let nanos = elapsed.as_nanos().max(1);
             let travelled = u128::from(came) * u128::from(travelled) / u128::from(sent.max(1));
-            self.rate = u64::try_from(travelled * 1_000_000_000 / nanos).ok();
+            self.rate = u64::try_from(travelled * 1_000_000_000 / elapsed.as_nanos().max(1)).ok();
         }
-        self.since = (under_way > 0).then_some((now, arrived));
+        self.begin(now, under_way);
+    }
+
+    fn begin(&mut self, now: Instant, under_way: u64) {
+        self.since = (under_way > 0).then_some((now, self.sent.saturating_sub(under_way)));
         self.period = (0, 0);
     }
 
@@ -126,20 +134,20 @@ mod tests {
     fn a_link_is_as_fast_as_it_was_lately() {
         let (mut pace, mut now) = (Pace::default(), Instant::now());
         // So many bytes arrive in each of some periods, with a megabyte on its way all the time.
-        let mut go = |pace: &mut Pace, bytes: usize, compressed: usize| {
+        let go = |pace: &mut Pace, now: &mut Instant, bytes: usize, compressed: usize| {
             for _ in 0..3 {
-                pace.look(now, 1 << 20);
+                pace.look(*now, 1 << 20);
                 pace.sent(bytes, compressed);
-                now += PERIOD;
+                *now += PERIOD;
             }
-            pace.look(now, 1 << 20);
+            pace.look(*now, 1 << 20);
         };
         pace.sent(1 << 20, 1 << 20);
-        go(&mut pace, 100 << 20, 100 << 20);
+        go(&mut pace, &mut now, 100 << 20, 100 << 20);
         assert!(!pace.is_slow(), "400 MB/s");
-        go(&mut pace, 10 << 20, 10 << 20);
+        go(&mut pace, &mut now, 10 << 20, 10 << 20);
         assert!(pace.is_slow(), "40 MB/s");
-        go(&mut pace, 100 << 20, 10 << 20);
+        go(&mut pace, &mut now, 100 << 20, 10 << 20);
         assert!(pace.is_slow(), "400 MB/s of contents, but still 40 MB/s of what travels");
         now += Duration::from_secs(9);
         pace.look(now, 0);
@@ -147,6 +155,10 @@ mod tests {
         pace.look(now, 1_000);
         pace.look(now + Duration::from_millis(40), 0);
         assert!(pace.is_slow(), "a thousand bytes tell nothing");
+        go(&mut pace, &mut now, 100 << 20, 100 << 20);
+        now += Duration::from_secs(60);
+        pace.look(now, 100_000);
+        assert!(!pace.is_slow(), "the last bytes are not credited before others come");
     }
 
     #[test]
