@@ -119,7 +119,10 @@ impl FrameReader {
                     Some(zstd) => zstd,
                     none => none.insert(Decompressor::new().map_err(|_| FrameError::Compressed)?),
                 };
-                zstd.decompress(body, FRAME_BYTES_MAX).map_err(|_| FrameError::Compressed)?
+                let mut body = zstd.decompress(body, FRAME_BYTES_MAX).map_err(|_| FrameError::Compressed)?;
+                // Whoever queues it counts its length, not the room that was kept for it.
+                body.shrink_to_fit();
+                body
             }
             false => body.to_vec(),
         };
@@ -169,6 +172,8 @@ mod tests {
             assert_eq!(&codec::decode::<Message>(&reader.next_frame().unwrap().unwrap()).unwrap(), want);
         }
         assert_eq!((reader.next_frame(), reader.held()), (Ok(None), 0));
+        reader.push(&compressor.compress(&frame(&content(vec![0; 1_000])).unwrap()).unwrap());
+        assert!(reader.next_frame().unwrap().unwrap().capacity() < 2_000);
     }
 
     #[test]
