@@ -141,6 +141,32 @@ fn what_was_shown_when_a_sync_failed_is_no_change_of_a_users() {
     }
 }
 
+/// Found by seed 19739: a store that had failed passed for a disk that does not let a path be built, and the tree went on.
+#[test]
+fn a_store_that_fails_while_it_is_built_is_no_problem_of_its_path() {
+    let mut failures = 0;
+    for nth in 1..40 {
+        let (mut a, mut b) = held();
+        let minted = b.tree.as_ref().unwrap().head();
+        b.tree.as_mut().unwrap().release_told(&path("releases/1"));
+        let before = b.kv.failed();
+        b.kv.fail_after(nth);
+        let done = settle(&mut a, &mut b);
+        let failed = b.kv.failed() > before;
+        b.kv.fail_no_more();
+        assert_eq!(done.is_err(), failed, "call {nth}");
+        assert_eq!(b.tree.as_ref().unwrap().problems().len(), 0, "call {nth}");
+        failures += usize::from(failed);
+        if failed {
+            b.kv.crash(0);
+            b.start().unwrap();
+        }
+        persist(&mut a, &mut b);
+        assert_eq!(b.tree.as_ref().unwrap().head(), minted, "call {nth}");
+    }
+    assert!(failures > 2, "{failures}");
+}
+
 /// Found by seed 28539: it was held and given up by turns, for ever.
 #[test]
 fn one_that_users_removed_from_a_receiver_appears_again_once_peers_change_it() {

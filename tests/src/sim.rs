@@ -492,10 +492,12 @@ impl World {
             path: path.as_ref().map(|(path, gone)| (path.as_slice(), *gone)),
         };
         let (before, everything) = (self.nodes[n].model.seen(), disk::contents(&self.nodes[n].model.disk.user()));
-        let put = self.rest.put_until_now();
+        let (put, undone) = (self.rest.put_until_now(), self.rest.undone_until_now());
         let what = users::act(&mut self.nodes[n], &mut self.random, &mut self.rest, at);
         let mut deeds = Deeds::default();
-        deeds.note(&before, &self.nodes[n].model.seen());
+        let after = self.nodes[n].model.seen();
+        deeds.note(&before, &after);
+        self.rest.stays_undone(undone, |path| !before.contains_key(path) && !after.contains_key(path));
         // Also what is in the vault by now, and open.
         deeds.note_gone(everything, &disk::contents(&self.nodes[n].model.disk.user()));
         if self.is_theirs_alone(n) {

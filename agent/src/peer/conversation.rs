@@ -203,6 +203,13 @@ async fn next(reader: Option<&mut LinkReader>) -> Result<Option<Vec<u8>>, LinkEr
     }
 }
 
+fn squeeze(squeezer: Option<&mut Squeezer>, frame: Vec<u8>) -> Vec<u8> {
+    match squeezer {
+        Some(squeezer) => squeezer.squeeze(frame),
+        None => frame,
+    }
+}
+
 async fn dialled(dialling: &mut Option<Dialling>) -> Result<SshLink, LinkError> {
     match dialling {
         Some(dial) => dial.await,
@@ -302,10 +309,7 @@ impl Conversation<'_> {
             }
             let pays = always || limit.is_some() || self.pace.is_slow();
             let bytes = frame.len();
-            let frame = match self.squeezers.1.as_mut().filter(|_| pays) {
-                Some(squeezer) => squeezer.squeeze(frame),
-                None => frame,
-            };
+            let frame = squeeze(self.squeezers.1.as_mut().filter(|_| pays), frame);
             self.pace.sent(bytes, frame.len());
             if let Some(rate) = limit {
                 self.pacer.sent(now, frame.len(), rate);
@@ -381,10 +385,7 @@ impl Conversation<'_> {
             match output {
                 Output::Transmit { link: Link::Control, frame } => {
                     // Rows shrink to a fifth, whatever the link.
-                    let frame = match &mut self.squeezers.0 {
-                        Some(squeezer) => squeezer.squeeze(frame),
-                        None => frame,
-                    };
+                    let frame = squeeze(self.squeezers.0.as_mut(), frame);
                     // Never held up, so that a small change overtakes large ones; but what it takes counts.
                     if let Some(rate) = self.rate() {
                         self.pacer.sent(Instant::now(), frame.len(), rate);

@@ -19,7 +19,7 @@ use crate::peer::PeerState;
 
 /// Items under way from rsync's lines to whoever counts them.
 const ITEMS_MAX: usize = 256;
-/// What a receiver of 3.4.3 says of a name that is to be deleted.
+/// What a receiver says that takes no names of what is missing (`rules`).
 const MODE_OF_MISSING: &str = "invalid file mode 00";
 /// What need not be read again is read with the rest, up to this many bytes: one connection less.
 const READ_AGAIN_MAX: u64 = 64 << 20;
@@ -36,7 +36,7 @@ struct Told {
 /// Runs rsync, and gathers what it says of the paths. Only codes that say something of each path come back.
 async fn run(setup: &PushSetup, job: Job, source: &Path, names: &[TreePath]) -> Result<(Ended, Meaning, Told), Broken> {
     let mut told = Told::default();
-    let broken = |error: PushError, told: Told| Broken { error, told, began: false, refuses_missing: false };
+    let broken = |error: PushError, told: Told| Broken { told, ..Broken::before(error) };
     if let Err(error) = check_password_file(setup) {
         return Err(broken(error, told));
     }
@@ -77,6 +77,13 @@ struct Broken {
     began: bool,
     /// The daemon takes no names of what is missing.
     refuses_missing: bool,
+}
+
+impl Broken {
+    /// Nothing was done.
+    fn before(error: PushError) -> Self {
+        Self { error, told: Told::default(), began: false, refuses_missing: false }
+    }
 }
 
 /// As rsync does: a file that others may read is none for a password.
@@ -299,15 +306,13 @@ impl<'a> Carrier<'a> {
                 ended => return ended,
             }
         }
-        let local = |error: io::Error| Broken {
-            error: PushError::local(&error),
-            told: Told::default(),
-            began: false,
-            refuses_missing: false,
-        };
+        let local = |error: io::Error| Broken::before(PushError::local(&error));
         let above = setup.note.with_extension("dirs");
-        let source_of_rules = dirs_above(&above, paths).map_err(local)?;
-        let deleted = run(setup, Job::DeleteByRules { max: paths.len() }, &source_of_rules, paths).await?;
+        dirs_above(&above, paths).map_err(local)?;
+        let deleted = run(setup, Job::DeleteByRules { max: paths.len() }, &above, paths).await;
+        // What stays is taken away by the next one.
+        std::fs::remove_dir_all(&above).ok();
+        let deleted = deleted?;
         if !touched.is_empty() {
             let touched: Vec<TreePath> = touched.iter().cloned().collect();
             run(setup, Job::Send { again: false, keep: false }, source, &touched).await?;

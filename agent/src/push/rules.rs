@@ -1,12 +1,12 @@
-//! Deletions by rules, for daemons that take no names of what is missing: rsync 3.4.3, and Debian's 3.2.7-1+deb12u5, end
-//! with "invalid file mode 00" (RsyncProject/rsync#910; 3.4.4 takes them again).
+//! Deletions by rules, for daemons that take no names of what is missing: rsync 3.4.3, and Debian's 3.2.7-1+deb12u5 and
+//! deb12u6, end with "invalid file mode 00" (RsyncProject/rsync#910); 3.5.0 takes them.
 //!
 //! The source is a skeleton, the directories above the paths and nothing else, and `--delete` looks into these alone. What
 //! no rule includes is excluded, and what is excluded is not deleted.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pleach_protocol::path::TreePath;
 
@@ -38,7 +38,7 @@ fn rule_of(path: &TreePath, end: &[u8]) -> Vec<u8> {
 
 /// Makes the directories above the paths in `dir`, and nothing else: a source that lacks the paths, and no directory that
 /// they are in.
-pub(super) fn dirs_above(dir: &Path, paths: &[TreePath]) -> io::Result<PathBuf> {
+pub(super) fn dirs_above(dir: &Path, paths: &[TreePath]) -> io::Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => std::fs::create_dir_all(dir)?,
@@ -47,7 +47,7 @@ pub(super) fn dirs_above(dir: &Path, paths: &[TreePath]) -> io::Result<PathBuf> 
     for path in above {
         std::fs::create_dir_all(dir.join(path_of(&path)))?;
     }
-    Ok(dir.to_path_buf())
+    Ok(())
 }
 
 #[cfg(test)]
@@ -133,7 +133,8 @@ mod tests {
         for more in ["gone/dir", "empty", "never"] {
             paths.push(TreePath::parse(more.as_bytes()).unwrap());
         }
-        let above = dirs_above(&base.path().join("dirs"), &paths).unwrap();
+        let above = base.path().join("dirs");
+        dirs_above(&above, &paths).unwrap();
         let (items, mut told) = mpsc::channel(64);
         let drain = async { while told.recv().await.is_some() {} };
         let job = Job::DeleteByRules { max: paths.len() };

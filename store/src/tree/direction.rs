@@ -197,19 +197,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// Nothing is left in a directory that is to go: what users had put there is gone, too.
-    pub(super) fn end_locals_beneath(&mut self, dir: &TreePath) -> Result<(), TreeError> {
-        let mut after: Option<TreePath> = None;
-        loop {
-            let found = self.locals_beneath(dir, after.as_ref())?;
-            let Some((last, _)) = found.last() else { return Ok(()) };
-            after = Some(last.clone());
-            for (path, _) in found.iter().filter(|(_, local)| local.shown.state.is_some()) {
-                self.clear_local(path);
-            }
-        }
-    }
-
     /// A peer deleted what users have replaced by a directory of theirs with something in it: it is theirs alone. One
     /// that was shown is removed when nothing is left in it.
     pub(super) fn leave_to_users(&mut self, path: &TreePath) -> Result<(), TreeError> {

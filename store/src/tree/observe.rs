@@ -325,7 +325,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// The same of what users had put there where the tree only receives.
-    fn observe_vanished_locals(&mut self, dir: &TreePath) -> Result<(), TreeError> {
+    pub(super) fn observe_vanished_locals(&mut self, dir: &TreePath) -> Result<(), TreeError> {
         let mut after: Option<TreePath> = None;
         loop {
             let found = self.locals_beneath(dir, after.as_ref())?;

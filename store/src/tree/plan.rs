@@ -225,7 +225,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (true, _) => Removable::Not(Plan::Wait),
             (false, true) => Removable::HoldsLocals,
             (false, false) => {
-                self.end_locals_beneath(path)?;
+                // Nothing is left in it: what users had put there is gone, too.
+                self.observe_vanished_locals(path)?;
                 Removable::Now
             }
         })

@@ -197,8 +197,10 @@ impl Rest {
     /// (DESIGN.md §7, 2), and nobody can tell it from what a user took away and nobody had looked at. The same
     /// where a disk or a store went back or a store was lost: "it pairs", "nothing is deleted by it" (§3, §2).
     pub(super) fn absent_is_undone(&mut self, n: usize, there: &BTreeMap<Vec<u8>, Seen>) {
-        let absent = self.touched.iter().filter(|(path, by)| *by == n && !there.contains_key(path));
-        self.undone.extend(absent.cloned());
+        let Self { touched, shown, undone, .. } = self;
+        let touched = touched.iter().filter(|(_, by)| *by == n).map(|(path, _)| path);
+        let absent = touched.chain(shown.keys()).filter(|path| !there.contains_key(*path));
+        undone.extend(absent.map(|path| (path.clone(), n)));
     }
 
     /// Whether what a disk lacks may be what a crash of its machine took.
@@ -206,9 +208,14 @@ impl Rest {
         self.undone.iter().any(|(undone, by)| *by == n && related(undone, path))
     }
 
-    /// Whether a node's disk was lost or put back since the last rest.
-    pub(super) fn has_lost_disk(&self, n: usize) -> bool {
-        self.lost.contains(&n)
+    /// What crashes of machines took until now.
+    pub(super) fn undone_until_now(&self) -> BTreeSet<(Vec<u8>, usize)> {
+        self.undone.clone()
+    }
+
+    /// A deed that found nothing at a path and left nothing there took nothing away: what was undone there still is.
+    pub(super) fn stays_undone(&mut self, undone: BTreeSet<(Vec<u8>, usize)>, untouched: impl Fn(&[u8]) -> bool) {
+        self.undone.extend(undone.into_iter().filter(|(path, by)| *by == self.user && untouched(path)));
     }
 
     /// A store is lost: a directory that it finds on its disk pairs, and a directory hides what took its place

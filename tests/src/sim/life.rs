@@ -208,12 +208,9 @@ impl World {
         self.say(format!("n{n} waits: {begun:?}"));
         let outcome = begun.map(|wait| {
             let paths: BTreeSet<Vec<u8>> = self.rest.paths().chain(seen.keys()).cloned().collect();
-            // What a disk lacks that was lost, was put back or is new is no deletion of a user's.
+            // What a disk lacks that was lost or is new is no deletion of a user's.
             let removed = |path: &Vec<u8>| {
-                !self.outcome.wiped
-                    && !self.rest.has_lost_disk(n)
-                    && self.rest.is_touched_by(path, n)
-                    && !self.rest.is_undone(path, n)
+                !self.outcome.wiped && self.rest.is_touched_by(path, n) && !self.rest.is_undone(path, n)
             };
             let own = paths
                 .into_iter()
