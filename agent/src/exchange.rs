@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 
+use pleach_protocol::moved::Moved;
 use pleach_protocol::session::{Input, Moment, Output, What};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
@@ -133,13 +134,16 @@ struct Asked {
     peer: NodeId,
     /// Peers that do not have it.
     tried: Vec<NodeId>,
+    /// Whoever applied our journal up to here has it, too.
+    seq: u64,
 }
 
 /// Whether an output can be carried out while the tree is scanned for the first time: what is told and asked needs
 /// only what is durable; what is merged, applied or waited for needs to know what is on the disk.
 #[must_use]
 pub const fn may_go_before_scan(output: &Output) -> bool {
-    !matches!(output, Output::Merge { .. } | Output::Received { .. } | Output::HeadAsked { .. })
+    use Output::{HeadAsked, Merge, Moved, Received};
+    !matches!(output, Merge { .. } | Moved { .. } | Received { .. } | HeadAsked { .. })
 }
 
 /// All of a tree's peers. See the module.
@@ -286,6 +290,14 @@ impl<T: Tell> Exchange<T> {
                 stream.applied = (reached, stuck);
                 stream.say(|tree| Input::Applied { tree, upto: reached, stuck });
             }
+        }
+    }
+
+    /// Tells the peers, but for the one that told it, of a directory that was renamed as one unit.
+    pub fn tell_moved(&self, moved: &Moved, but: Option<NodeId>) {
+        let open = self.peers.iter().filter(|(peer, s)| s.state == StreamState::Open && Some(**peer) != but);
+        for (_, stream) in open {
+            stream.say(|tree| Input::Moved { tree, moved: Box::new(moved.clone()) });
         }
     }
 
@@ -471,6 +483,12 @@ impl<T: Tell> Exchange<T> {
                 let (rows, names, upto) = tree.read_rows(after, bytes_max, (peer, stream.life.incarnation))?;
                 stream.say(|tree| Input::Rows { tree, rows, names, upto });
             }
+            Output::Moved { moved, .. } => {
+                let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
+                if tree.carry_move(&moved, (peer, stream.life))? {
+                    self.tell_moved(&moved, Some(peer));
+                }
+            }
             Output::Merge { rows, names, upto, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 self.received += rows.len() as u64;
@@ -495,6 +513,7 @@ impl<T: Tell> Exchange<T> {
             Output::PeerApplied { seq, stuck, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 (stream.peer_applied, stream.peer_stuck) = (seq, stuck);
+                self.share_out(tree, peer);
             }
             Output::HeadAsked { id, .. } if self.hold_head(peer, id) => {}
             Output::HeadAsked { id, .. } => {
@@ -596,7 +615,8 @@ impl<T: Tell> Exchange<T> {
         want: Want,
         tried: Vec<NodeId>,
     ) -> Result<(), TreeError> {
-        let taught_by = tree.index().row(&want.path)?.taught_by.map(|(peer, _)| peer);
+        let row = tree.index().row(&want.path)?;
+        let (taught_by, seq) = (row.taught_by.map(|(peer, _)| peer), row.seq);
         let Some(peer) = self.holder(taught_by, &tried) else {
             let holder = tree.holder_of(&want.path, want.hash)?;
             let reason = format!("its content is on {holder}; no connected peer has it");
@@ -606,12 +626,46 @@ impl<T: Tell> Exchange<T> {
             }
             return tree.missing(want.id, &reason);
         };
-        let (id, path, hash, size) = (want.id, want.path.clone(), want.hash, want.size);
+        self.ask_peer(tree, Asked { want, peer, tried, seq });
+        Ok(())
+    }
+
+    fn ask_peer<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, asked: Asked) {
+        let Asked { want, peer, .. } = &asked;
+        let (id, peer, path, hash, size) = (want.id, *peer, want.path.clone(), want.hash, want.size);
         // What an earlier session or another peer brought is not sent again.
         let what = want.what.clone().behind(tree.received_of(id));
-        self.wants.insert(id, Asked { want, peer, tried });
+        self.wants.insert(id, asked);
         self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size, what });
-        Ok(())
+    }
+
+    /// Asks a peer for what others were asked for and have not begun to send, where it has that for certain and less
+    /// is asked of it: whoever writes a content sends it once and not to all, where these can have it from each other.
+    fn share_out<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, peer: NodeId) {
+        let Some(stream) = self.peers.get(&peer).filter(|s| s.state == StreamState::Open && s.peer_stuck == 0) else {
+            return;
+        };
+        let applied = stream.peer_applied;
+        let mut asked_of: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for asked in self.wants.values() {
+            *asked_of.entry(asked.peer).or_default() += asked.want.size;
+        }
+        let mut own = asked_of.remove(&peer).unwrap_or_default();
+        let mut moved = Vec::new();
+        // What was asked last comes last.
+        for (id, Asked { want, peer: other, tried, seq }) in self.wants.iter().rev() {
+            let has = (1..=applied).contains(seq) && !tried.contains(&peer) && matches!(want.what, What::From(0));
+            let Some(others) = asked_of.get_mut(other) else { continue };
+            if has && own + want.size < *others && tree.received_of(*id) == 0 {
+                (own, *others) = (own + want.size, *others - want.size);
+                moved.push(*id);
+            }
+        }
+        for id in moved {
+            let Some(asked) = self.wants.remove(&id) else { continue };
+            self.say(asked.peer, |tree| Input::Drop { tree, want: id });
+            self.ask_peer(tree, Asked { peer, ..asked });
+        }
     }
 
     fn take_content<V: Vfs, K: Kv>(
@@ -635,12 +689,13 @@ impl<T: Tell> Exchange<T> {
             if !last {
                 self.say(peer, |tree| Input::Drop { tree, want: id });
             }
+            self.share_out(tree, peer);
         }
         Ok(())
     }
 
     fn missing<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, id: WantId, reason: &str) -> Result<(), TreeError> {
-        let Some(Asked { want, peer, mut tried }) = self.wants.remove(&id) else { return Ok(()) };
+        let Some(Asked { want, peer, mut tried, .. }) = self.wants.remove(&id) else { return Ok(()) };
         if !tree.is_wanted(id) {
             return Ok(());
         }

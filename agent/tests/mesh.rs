@@ -104,6 +104,32 @@ fn after_a_cut_both_have_all_and_list_the_same_losers() {
 }
 
 #[test]
+fn a_late_receiver_fetches_from_all_that_have_it() {
+    let mesh = Mesh::start(&["a", "b", "c"], &[(0, 1), (0, 2), (1, 2)]);
+    let [a, ..] = &mesh.nodes[..] else { panic!() };
+    a.write("first", "there");
+    mesh.wait();
+    let lines = [&mesh.links[1], &mesh.links[2]];
+    lines.iter().for_each(|link| link.cut());
+    for n in 0..60 {
+        fs::write(a.at(&format!("f{n}")), noise(n, 500_000)).unwrap();
+    }
+    for _ in 0..2 {
+        mesh.nodes[..2].iter().for_each(|node| drop(node.run(&["wait", "--timeout", "5"])));
+    }
+    same(&a.root(), &mesh.nodes[1].root());
+    let bytes = || lines.map(|link| link.bytes.load(Ordering::SeqCst));
+    let before = bytes();
+    lines.iter().for_each(|link| link.join());
+    mesh.wait();
+    let now = bytes();
+    let [of_a, of_b] = [now[0] - before[0], now[1] - before[1]];
+    println!("{of_a} bytes from a, {of_b} from b");
+    assert!(of_a + of_b < 60 * 500_000 * 6 / 5, "hardly anything was sent twice");
+    assert!(of_a > (of_a + of_b) / 5 && of_b > (of_a + of_b) / 5, "{of_a} bytes from a, {of_b} from b");
+}
+
+#[test]
 fn a_line_of_three_relays_content_deletions_and_resolutions() {
     let mesh = Mesh::start(&["a", "b", "c"], &[(0, 1), (1, 2)]);
     let [a, b, c] = &mesh.nodes[..] else { panic!() };
@@ -231,6 +257,31 @@ fn a_renamed_directory_does_not_travel() {
     println!("{sent} bytes for 401 files");
     assert!(sent < 401 * 600, "{sent} bytes for 401 files");
     assert_eq!(names(&pair.b.at(".pleach/vault")), BTreeSet::new(), "nothing was displaced");
+}
+
+#[test]
+fn a_renamed_directory_is_renamed_as_one_along_a_line() {
+    use std::os::unix::fs::MetadataExt;
+    let mesh = Mesh::start(&["a", "b", "c"], &[(0, 1), (1, 2)]);
+    let [a, b, c] = &mesh.nodes[..] else { panic!() };
+    for n in 0..300 {
+        a.write(&format!("old/d{:02}/f{n}", n % 20), &format!("{n}"));
+    }
+    a.write("keeps/it", "there");
+    mesh.wait();
+    // What was written within a tick is looked at again.
+    mesh.wait();
+    let inode = |node: &Node, path: &str| fs::metadata(node.at(path)).unwrap().ino();
+    for (from, to) in [("old", "new"), ("new", "keeps/old"), ("keeps/old", "old")] {
+        let before = [b, c].map(|node| inode(node, from));
+        fs::rename(a.at(from), a.at(to)).unwrap();
+        mesh.wait();
+        assert_eq!([b, c].map(|node| inode(node, to)), before, "{from} to {to}: it is the directory itself that moved");
+        for node in [b, c] {
+            same(&a.root(), &node.root());
+            assert_eq!(names(&node.at(".pleach/vault")), BTreeSet::new(), "nothing was displaced");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod entry;
 pub mod mint;
+pub mod moved;
 pub mod path;
 pub mod resolve;
 pub mod rules;

@@ -277,6 +277,11 @@ impl Session {
                     self.transmit(&Message::Whole { tree, upto });
                 }
             }
+            Input::Moved { tree, moved } => {
+                if let Some(tree) = self.theirs(tree).filter(|_| self.version >= 5) {
+                    self.transmit(&Message::Moved { tree, moved });
+                }
+            }
             Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
@@ -402,6 +407,14 @@ impl Session {
             Message::Whole { tree, upto } => {
                 let (tree, _) = self.stream(tree)?;
                 self.outputs.push_back(Output::PeerWhole { tree, upto });
+                Ok(())
+            }
+            Message::Moved { tree, moved } => {
+                let (tree, _) = self.stream(tree)?;
+                if !moved.is_possible() {
+                    return Err(SessionError::Protocol("a rename that there cannot be"));
+                }
+                self.outputs.push_back(Output::Moved { tree, moved });
                 Ok(())
             }
             Message::Bye { reason } => Err(SessionError::Bye(shown(&reason))),

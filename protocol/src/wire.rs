@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::moved::Moved;
 use crate::path::TreePath;
 
 mod bytes;
@@ -17,8 +18,8 @@ pub use hello::{Cursor, Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
 /// The newest version that is spoken (WIRE.md).
-pub const WIRE_VERSION: u16 = 4;
-/// The oldest that is spoken, too: it has no compressed frames.
+pub const WIRE_VERSION: u16 = 5;
+/// The oldest that is spoken, too: it has no compressed frames, and renames of directories are rows alone.
 pub const WIRE_VERSION_MIN: u16 = 3;
 /// The longest frame body on a link, in bytes.
 pub const FRAME_BYTES_MAX: usize = 256 * 1024;
@@ -214,6 +215,13 @@ pub enum Message {
         tree: u16,
         /// A position of the sender's journal.
         upto: u64,
+    },
+    /// Control: a directory was renamed; its rows follow.
+    Moved {
+        /// The tree.
+        tree: u16,
+        /// The rename.
+        moved: Box<Moved>,
     },
 }
 

@@ -9,9 +9,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use pleach_protocol::codec;
-use pleach_protocol::entry::Entry;
+use pleach_protocol::entry::{Entry, Hash, Rank};
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::{NAME_BYTES_MAX, PATH_BYTES_MAX, PathError, TreePath, check_name};
-use pleach_protocol::version::{Actor, VersionVector};
+use pleach_protocol::version::{Actor, NodeId, VersionVector};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::packed::{self, ActorRow, PackedEntry};
 use pleach_protocol::wire::{
@@ -165,6 +166,11 @@ fn messages() -> impl Strategy<Value = Message> {
         1 => (tree(), number(), number()).prop_map(|(tree, id, seq)| Message::Head { tree, id, seq }),
         1 => tree().prop_map(|tree| Message::Waits { tree, first: First::Receive }),
         1 => (tree(), number()).prop_map(|(tree, upto)| Message::Whole { tree, upto }),
+        1 => (tree(), paths(), paths(), number(), number()).prop_map(|(tree, from, to, first, paths)| {
+            let actor = Actor { node: NodeId([7; 32]), start: first };
+            let (rank, digest) = (Rank(9), Hash([8; 32]));
+            Message::Moved { tree, moved: Box::new(Moved { from, to, actor, first, paths, rank, digest }) }
+        }),
         1 => text().prop_map(|reason| Message::Bye { reason }),
         1 => text().prop_map(|text| Message::Notice { text }),
     ]

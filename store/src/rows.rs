@@ -7,6 +7,7 @@
 use pleach_protocol::codec;
 use pleach_protocol::entry::{Entry, Hash};
 use pleach_protocol::mint::Shown;
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_protocol::version::{NodeId, VersionVector};
@@ -47,6 +48,8 @@ pub enum Space {
     Journal = b'J',
     /// The one [`MetaRow`].
     Meta = b'M',
+    /// The one [`MovedRow`], while it is carried out.
+    Moved = b'G',
     /// Actor → display name of its node.
     Name = b'N',
     /// Peer without an agent, path → [`ProblemRow`]: what it is owed, and why.
@@ -210,6 +213,17 @@ pub struct Intent {
     pub inode: Option<(u64, Time)>,
     /// The path that the inode is taken from, and the id of its version in the vault; 0: from the tree.
     pub from: Option<(TreePath, u64)>,
+}
+
+/// A directory that is renamed as one unit: its rows are being written, or it is about to be renamed here.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct MovedRow {
+    /// The rename.
+    pub moved: Moved,
+    /// Inode and birth time of the directory on this disk.
+    pub inode: (u64, Time),
+    /// As [`EntryRow::taught_by`]; none where a user of this node renamed it.
+    pub taught_by: Option<(NodeId, [u8; 16])>,
 }
 
 /// The kind of an intended change.

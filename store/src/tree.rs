@@ -40,6 +40,7 @@ mod hands;
 mod hooks;
 mod local;
 mod manifests;
+mod moved;
 mod observe;
 mod pairing;
 mod partial;

@@ -6,14 +6,15 @@ use pleach_protocol::entry::{
     AccessSibling, Content, ContentSibling, Entry, Hash, Loser, Principal, Rank, TimesSibling, Value, ValueKind,
 };
 use pleach_protocol::mint::Shown;
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::{TreePath, check_name};
 use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::view::{State, access_by_number};
 use pleach_store::rows::{
-    self, CursorRow, EntryRow, EventRow, HistoryRow, HookOn, HookRow, Intent, IntentOp, MetaRow, Pairing, ProblemRow,
-    PushRow, PushedRow, RowError, STORE_VERSION, ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow, seal,
-    unseal,
+    self, CursorRow, EntryRow, EventRow, HistoryRow, HookOn, HookRow, Intent, IntentOp, MetaRow, MovedRow, Pairing,
+    ProblemRow, PushRow, PushedRow, RowError, STORE_VERSION, ShownRow, Space, StagedRow, Stamp, SumRow, Told, VaultRow,
+    seal, unseal,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -89,6 +90,15 @@ impl Parts {
             access: [(a, access)].into(),
             losers: [(b, vec![Loser { rank, dot: a, value }])].into(),
         }
+    }
+
+    fn moved_row(&self) -> MovedRow {
+        let path = |text: &str| TreePath::parse(text.as_bytes()).unwrap();
+        let (from, to, actor) = (path("a/b"), path("c"), dot(1, 1).actor);
+        let (first, rank, digest) = (self.number, Rank(self.secs), Hash([0xcc; 32]));
+        let taught_by = self.some.then_some((NodeId([2; 32]), [3; 16]));
+        let inode = (self.number, time(self.secs));
+        MovedRow { moved: Moved { from, to, actor, first, paths: 3, rank, digest }, inode, taught_by }
     }
 
     fn entry_row(&self) -> EntryRow {
@@ -236,6 +246,7 @@ fn pinned() -> Vec<(&'static str, Vec<u8>)> {
         ("key of what was pushed", rows::pushed_key(Space::Pushed, "web1", &p("a/b"))),
         ("key of what is owed", rows::pushed_key(Space::Owed, "web1", &p("a"))),
         ("key of a number", rows::number_key(Space::Journal, 258)),
+        ("rename", seal(&parts.moved_row())),
         ("event", seal(&parts.event_row())),
         ("hook", seal(&parts.hook_row())),
         ("key of a hook", rows::hook_key(&[0xbb; 16])),
@@ -260,11 +271,11 @@ fn the_stored_bytes_are_those_of_version_1() {
 #[test]
 fn the_spaces_are_those_of_version_1() {
     use Space::{Conflict, Content, Cursor, Entry, History, Intent, Journal, Meta, Name, Problem, Staged, Sum, Vault};
-    use Space::{Event, Hook, Owed, Push, Pushed};
+    use Space::{Event, Hook, Moved, Owed, Push, Pushed};
     let spaces = [Content, Cursor, Entry, History, Intent, Journal, Staged, Meta, Name, Problem, Sum, Vault, Conflict];
     assert_eq!(spaces.map(|space| space as u8), *b"BCEHIJLMNPSVX");
     assert_eq!([Owed, Push, Pushed].map(|space| space as u8), *b"OQR");
-    assert_eq!([Event, Hook].map(|space| space as u8), *b"TK");
+    assert_eq!([Event, Hook, Moved].map(|space| space as u8), *b"TKG");
 }
 
 /// A value with a checksum that holds.

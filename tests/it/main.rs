@@ -13,6 +13,7 @@ mod ignore;
 mod moves;
 mod relay;
 mod release;
+mod renames;
 mod restart;
 mod resume;
 mod rules;

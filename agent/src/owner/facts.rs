@@ -1,5 +1,6 @@
 //! What a fact of the watcher makes due in a tree.
 
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
 use pleach_store::ignore;
 use pleach_store::kv::Kv;
@@ -8,14 +9,27 @@ use pleach_store::vfs::Vfs;
 
 use crate::watch::Fact;
 
-/// Makes due what facts ask for, single paths first.
+/// Makes due what facts ask for, single paths first. A directory that only moved is told as such before its rows are
+/// written.
 ///
 /// # Errors
 /// [`TreeError`].
-pub fn take_facts<V: Vfs, K: Kv>(tree: &mut Tree<V, K>, facts: &[Fact]) -> Result<(), TreeError> {
+pub fn take_facts<V: Vfs, K: Kv>(
+    tree: &mut Tree<V, K>,
+    facts: &[Fact],
+    mut tell: impl FnMut(&Moved),
+) -> Result<(), TreeError> {
     let (paths, others): (Vec<&Fact>, Vec<&Fact>) = facts.iter().partition(|fact| matches!(fact, Fact::Path { .. }));
     for fact in paths {
         take_fact(tree, fact)?;
+    }
+    for fact in &others {
+        if let Fact::Subtree { dir } = fact
+            && let Some(moved) = tree.begin_move(dir)?
+        {
+            tell(&moved);
+            tree.finish_move()?;
+        }
     }
     if others.iter().any(|fact| matches!(fact, Fact::Subtree { .. } | Fact::Dir { .. })) {
         // A directory that was moved here left another place.

@@ -152,7 +152,8 @@ impl Running<'_> {
                 _ => {}
             }
         }
-        take_facts(&mut self.tree, facts)?;
+        let exchange = &self.keeper.exchange;
+        take_facts(&mut self.tree, facts, |moved| exchange.tell_moved(moved, None))?;
         if self.take_rules() {
             self.tree.scan_later();
             self.push_all_again()?;

@@ -510,6 +510,7 @@ const fn tree_of(output: &Output) -> Option<usize> {
         | Output::Absent { tree }
         | Output::Halted { tree, .. }
         | Output::ReadRows { tree, .. }
+        | Output::Moved { tree, .. }
         | Output::Merge { tree, .. }
         | Output::ReadContent { tree, .. }
         | Output::ReadManifest { tree, .. }

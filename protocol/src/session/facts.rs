@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::DecodeError;
 use crate::entry::{Entry, Hash};
+use crate::moved::Moved;
 use crate::path::TreePath;
 use crate::version::{Actor, NodeId};
 use crate::wire::packed::EntryError;
@@ -140,6 +141,14 @@ pub enum Input {
         /// Up to here.
         upto: u64,
     },
+    /// A directory of the tree was renamed as one unit; its rows follow. A hint: a peer that does not hold the same
+    /// directory passes it over.
+    Moved {
+        /// The tree.
+        tree: usize,
+        /// The rename.
+        moved: Box<Moved>,
+    },
     /// The answer to [`Output::ReadRows`].
     Rows {
         /// The tree.
@@ -275,6 +284,13 @@ pub enum Output {
         tree: usize,
         /// Up to here.
         upto: u64,
+    },
+    /// The peer renamed a directory; its rows follow.
+    Moved {
+        /// The tree.
+        tree: usize,
+        /// The rename: one that there can be ([`Moved::is_possible`]).
+        moved: Box<Moved>,
     },
     /// Read our journal: answered by [`Input::Rows`]. The rows must be read no earlier than this
     /// output was polled. One at a time for each tree.

@@ -692,8 +692,8 @@ fn frames_out_of_place_end_the_session() {
         change(&mut hello);
         fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap_err()
     };
-    let later = change(|h| (h.version_min, h.version_max) = (5, 9));
-    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 4, the peer 5 to 9");
+    let later = change(|h| (h.version_min, h.version_max) = (6, 9));
+    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 5, the peer 6 to 9");
     for (peer, compresses) in [(3, false), (4, true), (9, true)] {
         let mut hello = Hello::decode(&control).unwrap();
         (hello.version_min, hello.version_max) = (1, peer);

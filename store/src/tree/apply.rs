@@ -185,6 +185,11 @@ impl<V: Vfs> Applier<V> {
         self.stuck.contains_key(path)
     }
 
+    /// Whether any of these paths is under work, or waits to be tried again.
+    pub(super) fn works_on(&self, is_one: impl Fn(&TreePath) -> bool) -> bool {
+        self.window.keys().chain(self.stuck.keys()).any(is_one)
+    }
+
     /// Whether a content is under construction, or whole and without its name yet.
     pub(super) fn brings(&self, hash: Hash) -> bool {
         self.window.values().any(|w| match &w.progress {

@@ -86,7 +86,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// How a row names the peer that taught it: of another life of the peer's journal, or of this one, it counts no more.
     /// Where this journal began anew the peer may have been put back, and not know any more what it taught.
-    fn teacher(&self, (peer, theirs): (NodeId, [u8; 16])) -> (NodeId, [u8; 16]) {
+    pub(super) fn teacher(&self, (peer, theirs): (NodeId, [u8; 16])) -> (NodeId, [u8; 16]) {
         let both = blake3::hash(&[theirs, self.index.meta().incarnation].concat());
         let mut combined = theirs;
         combined.copy_from_slice(&both.as_bytes()[..theirs.len()]);

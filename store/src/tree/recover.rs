@@ -40,6 +40,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             self.index.delete(key);
         }
+        self.recover_move(&place)?;
         self.vfs
             .sync_handle(&place.root)
             .and_then(|handle| self.vfs.sync_all(&handle))

@@ -1,8 +1,9 @@
 //! What mutations begin with: real messages, rows, configs and rules of each kind.
 
 use pleach_protocol::codec;
-use pleach_protocol::entry::{Entry, Hash, Value};
+use pleach_protocol::entry::{Entry, Hash, Rank, Value};
 use pleach_protocol::mint::{Shown, mint};
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
 use pleach_protocol::version::{Actor, Dot, NodeId};
@@ -74,9 +75,16 @@ pub fn messages() -> Vec<Message> {
         Message::Head { tree, id: 9, seq: 400 },
         Message::Waits { tree, first: First::Send },
         Message::Whole { tree, upto: 400 },
+        Message::Moved { tree, moved: Box::new(moved()) },
         Message::Bye { reason: reason.clone() },
         Message::Notice { text: reason },
     ]
+}
+
+fn moved() -> Moved {
+    let actor = Actor { node: NodeId([7; 32]), start: 3 };
+    let (from, to, rank, digest) = (path("d"), path("e"), Rank(9), Hash([8; 32]));
+    Moved { from, to, actor, first: 5, paths: 2, rank, digest }
 }
 
 fn wire() -> Vec<Vec<u8>> {
@@ -140,7 +148,7 @@ fn state(content: u8) -> State {
 /// An entry with a conflict, as two writers make it.
 fn entry() -> Entry {
     let dot = |node| Dot { actor: Actor { node: NodeId([node; 32]), start: 1 }, counter: 4 };
-    let rank = |n| pleach_protocol::entry::Rank(n);
+    let rank = |n| Rank(n);
     let (a, shown) = mint(None, &Shown::default(), Some(&state(1)), dot(1), rank(10), false);
     let (b, _) = mint(None, &Shown::default(), Some(&state(2)), dot(2), rank(20), true);
     let (c, _) = mint(Some(&a.merge(&b)), &shown, None, dot(3), rank(30), false);

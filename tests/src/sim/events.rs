@@ -12,6 +12,7 @@ use pleach_agent::owner::facts::take_facts;
 use pleach_agent::watch::kernel::{Event, Kernel, Wd};
 use pleach_agent::watch::stepped::SteppedWatcher;
 use pleach_agent::watch::{Fact, WatchError, Watcher};
+use pleach_protocol::moved::Moved;
 use pleach_store::root::RootError;
 use pleach_store::tree::TreeError;
 use pleach_store::vfs::model::{ModelDisk, ModelInotify, WatchedDir};
@@ -160,7 +161,12 @@ impl Watching {
     }
 
     /// Hands the tree what the watcher finds in so many events.
-    pub(super) fn follow(&mut self, tree: &mut ModelTree, events: usize) -> Result<(), TreeError> {
+    pub(super) fn follow(
+        &mut self,
+        tree: &mut ModelTree,
+        events: usize,
+        mut tell: impl FnMut(&Moved),
+    ) -> Result<(), TreeError> {
         self.allowed.store(events, Ordering::Relaxed);
         let facts = match self.watcher.poll(Duration::ZERO) {
             Ok(facts) => facts,
@@ -170,11 +176,11 @@ impl Watching {
             tree.check_root()?;
             return Err(RootError::Missing(io::ErrorKind::NotFound.into()).into());
         }
-        take_facts(tree, &sorted(facts))?;
+        take_facts(tree, &sorted(facts), &mut tell)?;
         // The owner reads them every five seconds.
         for dir in self.watcher.polled().clone() {
             if events == usize::MAX {
-                take_facts(tree, &[Fact::Subtree { dir }])?;
+                take_facts(tree, &[Fact::Subtree { dir }], &mut tell)?;
                 // Perhaps there is room for watches by now.
                 self.watcher.refresh();
             }

@@ -230,7 +230,7 @@ impl SimNode {
         }
         let mut work = || {
             if let Some(watching) = &mut self.watching {
-                watching.follow(tree, look.events)?;
+                watching.follow(tree, look.events, |moved| self.exchange.tell_moved(moved, None))?;
             }
             if look.scan {
                 tree.scan_later();
