@@ -100,7 +100,7 @@ pub fn observe(
     if how.pairing {
         match (disk, entry, &seen) {
             (None, _, _) => return Observation::Unchanged,
-            (Some(disk), Some(e), Some(seen)) if disk.value == seen.value => {
+            (Some(disk), Some(e), Some(seen)) if disk.value == seen.value && tells_of(e, &disk.value) => {
                 return Observation::Shows(with_context_of(e, Some(disk.clone())));
             }
             _ => {}
@@ -114,6 +114,12 @@ pub fn observe(
         return Observation::Shows(Shown { context: shown.context.clone(), state: None });
     }
     Observation::Changed
+}
+
+/// Whether an entry says how what is found looks: a directory that it shows for what lies beneath alone may be one
+/// of which nobody has told, whose mode would be lost.
+fn tells_of(entry: &Entry, found: &Value) -> bool {
+    view::own(entry) == Some(found) || view::access_of_dir(entry).is_some()
 }
 
 /// What a difference means on a node that only receives: nothing is minted, and what is due anyway is taken as it is.

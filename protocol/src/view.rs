@@ -24,7 +24,7 @@ pub struct State {
 pub struct Surroundings {
     /// Whether a live path lies beneath.
     pub live_beneath: bool,
-    /// The access of the nearest ancestor that is a directory of its own.
+    /// The access of the nearest ancestor of which an entry tells one.
     pub ancestor: Option<Access>,
 }
 
@@ -65,7 +65,7 @@ pub fn is_derived(entry: Option<&Entry>, around: &Surroundings) -> bool {
 #[must_use]
 pub fn view(entry: Option<&Entry>, around: &Surroundings) -> Option<State> {
     if is_derived(entry, around) {
-        let own_access = entry.and_then(|e| shown_access(e, &Value::Dir));
+        let own_access = entry.and_then(access_of_dir);
         let mtime = entry.and_then(|e| dated(e, &Value::Dir).or_else(|| ranked(e)));
         return Some(State { value: Value::Dir, mtime, access: own_access.or_else(|| around.ancestor.clone()) });
     }
@@ -112,6 +112,12 @@ fn shown_access(entry: &Entry, value: &Value) -> Option<Access> {
             .map(|(_, a)| a.access.clone())
     };
     greatest(true).or_else(|| greatest(false))
+}
+
+/// The access that an entry gives a directory at its path, be it of its own or there for what lies beneath.
+#[must_use]
+pub fn access_of_dir(entry: &Entry) -> Option<Access> {
+    shown_access(entry, &Value::Dir)
 }
 
 /// The conflicts of a path, the newest [`LOSERS_MAX`], oldest first: siblings and listed losers

@@ -304,10 +304,11 @@ impl<K: Kv> Index<K> {
         if !view::is_derived(Some(&row.entry), &around) {
             return Ok(around);
         }
+        // Whether that is a directory of its own does not count: it may cease to be one, and what is made beneath it then
+        // is to look like what was made before.
         for dir in path.parents() {
-            let entry = self.row(&dir)?.entry;
-            if view::own(&entry) == Some(&pleach_protocol::entry::Value::Dir) {
-                let ancestor = view::view(Some(&entry), &Surroundings::default()).and_then(|s| s.access);
+            let ancestor = view::access_of_dir(&self.row(&dir)?.entry);
+            if ancestor.is_some() {
                 return Ok(Surroundings { live_beneath, ancestor });
             }
         }

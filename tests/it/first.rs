@@ -187,3 +187,20 @@ fn a_directory_that_only_a_follower_has_is_told_when_something_is_put_into_it() 
     rest(&mut a, &mut b);
     assert_eq!((read(&a, "d/e/new").as_deref(), read(&b, "d/e/f")), (Some("made since"), None));
 }
+
+/// Found by seed 202779: what is in a directory was looked at before the directory, of which no peer knew. It passed for one that
+/// lives for what is in it alone, and lost its mode.
+#[test]
+fn a_directory_keeps_its_mode_where_what_is_in_it_is_looked_at_first() {
+    let (mut a, mut b) = (node(1, None, &[("d/e", "a file")]), node(2, Some(First::Send), &[("d/e/h", "h")]));
+    b.disk.user().chmod("d/e", 0o700).unwrap();
+    a.start().unwrap();
+    b.start().unwrap();
+    settle(&mut a, &mut b).unwrap();
+    let tree = b.tree.as_mut().unwrap();
+    tree.follow(Some(First::Send));
+    tree.observe(&TreePath::parse(b"d/e/h").unwrap(), false, false).unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!((read(&a, "d/e/h").as_deref(), a.disk.user().stat("d/e").unwrap().mode), (Some("h"), 0o700));
+    assert_eq!(in_vault(&a, "a file"), 1);
+}

@@ -2,7 +2,7 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_tests::model::{ModelNode, pair, settle};
+use pleach_tests::model::{ModelNode, hear_of, pair, settle};
 use pleach_tests::{Heard, pull};
 
 fn same(a: &ModelNode, b: &ModelNode) {
@@ -189,4 +189,28 @@ fn a_directory_taken_away_under_a_change_does_not_hold_the_tree_up() {
     pull(from, b.id, to, a.id, &mut Heard::default()).unwrap();
     rest(&mut a, &mut b);
     assert!(a.disk.user().exists("d/e/new") && a.disk.user().exists("d/e/link"));
+}
+
+/// Found by seed 202779: a directory that lives for what is beneath took its mode from the one above it as long as that was a directory
+/// of its own; made anew when it no longer was, it took none.
+#[test]
+fn a_directory_without_a_row_looks_alike_whenever_it_is_made() {
+    let (mut a, mut b) = pair();
+    let user = a.disk.user();
+    user.mkdir_all("d").unwrap();
+    user.write("d/e", "a file").unwrap();
+    user.chmod("d", 0o750).unwrap();
+    rest(&mut a, &mut b);
+    // Of c's directories nothing was told.
+    let mut c = ModelNode::new(3);
+    c.disk.user().mkdir_all("d/e").unwrap();
+    c.disk.user().write("d/e/h", "h").unwrap();
+    c.start().unwrap();
+    c.tree.as_mut().unwrap().scan().unwrap();
+    hear_of(&c, &mut a, &["d/e/h"]);
+    assert_eq!(a.disk.user().stat("d/e").unwrap().mode, 0o750);
+    b.disk.user().remove_all("d").unwrap();
+    b.disk.user().write("d", "another file").unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(b.disk.user().stat("d/e").unwrap().mode, 0o750);
 }

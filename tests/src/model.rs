@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Announcement;
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::First;
 use pleach_store::chunks::ChunkSizes;
@@ -218,4 +219,27 @@ pub fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
         Ok::<_, TreeError>(wants)
     };
     heard().expect("no tree fails")
+}
+
+/// Another hears of some paths of a node, in one batch, and applies it.
+///
+/// # Panics
+/// Where a tree fails, is not started or does not know the paths.
+pub fn hear_of(from: &ModelNode, to: &mut ModelNode, paths: &[&str]) {
+    let tree = from.tree.as_ref().expect("the agent runs");
+    let announce = |name: &&str| {
+        let path = TreePath::parse(name.as_bytes()).expect("it is a path");
+        let entry = tree.entry(&path).expect("no tree fails").expect("the path is known");
+        Announcement { path, entry, content: from.disk.user().read(name).ok() }
+    };
+    let (rows, life) = (paths.iter().map(announce).collect(), tree.life());
+    let tree = to.tree.as_mut().expect("the agent runs");
+    let heard = || {
+        // It is read again when they talk.
+        tree.merge((from.id, life), rows, Vec::new(), 0)?;
+        tree.commit()?;
+        tree.apply()?;
+        tree.commit()
+    };
+    heard().expect("no tree fails");
 }
