@@ -413,3 +413,28 @@ fn a_local_change_of_a_file_with_two_names_is_looked_at_once() {
     assert!(b.tree.as_ref().unwrap().is_quiet());
     assert_eq!(locals(&b), 2);
 }
+
+/// Found by seed 213449: a link that users of a receiver put where they had removed a file passed for a name that was known,
+/// so that the other name was not looked at.
+#[test]
+fn a_link_in_place_of_what_users_took_away_makes_the_other_name_due() {
+    for looked_at in [true, false] {
+        let (mut a, mut b) = pair(Direction::Receive);
+        write(&a, "y", "y");
+        write(&a, "z", "z");
+        rest(&mut a, &mut b);
+        let (user, z) = (b.disk.user(), TreePath::parse(b"z").unwrap());
+        user.remove("z").unwrap();
+        if looked_at {
+            rest(&mut a, &mut b);
+        }
+        user.hard_link("y", "z").unwrap();
+        user.touch("z", user.now()).unwrap();
+        // Events name it alone.
+        let tree = b.tree.as_mut().unwrap();
+        tree.observe(&z, false, false).unwrap();
+        b.disk.advance(61_000_000_000);
+        tree.catch_up().unwrap();
+        assert_eq!(locals(&b), 2, "z, and the time of y; looked at before: {looked_at}");
+    }
+}

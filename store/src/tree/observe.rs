@@ -167,16 +167,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let yet_to_pair = self.is_yet_to_pair(path);
         self.seen_again(path, false);
         self.mounts.remove(path);
+        let known = self.known_there(path, &row)?;
         if let Some(found) = found.as_ref().filter(|f| f.links > 1 && !is_dir) {
             self.note_links(path, &found.stamp);
-            let is_new = row.shown.as_ref().is_none_or(|s| s.shown.state.is_none());
+            // Also where another file had the name: a link took its place.
+            let is_new = known.as_ref().and_then(|s| s.stamp).is_none_or(|was| was.inode != found.stamp.inode);
             let names = self.linked.get(&found.stamp.inode).map_or(0, BTreeSet::len);
             if is_new && (names as u64) < found.links && self.links_due.is_none() {
                 let now = self.now();
                 self.links_due = Some(Time::new(now.secs.saturating_add(LINKS_SECS), now.nanos));
             }
         }
-        let known = self.known_there(path, &row)?;
         let was_dir = matches!(known.and_then(|s| s.shown.state), Some(s) if s.value == Value::Dir);
         if yet_to_pair && row.shown.is_none() && row.pairing == Pairing::No {
             row.pairing = Pairing::ByTime;
