@@ -7,7 +7,7 @@ use pleach_protocol::version::NodeId;
 use pleach_store::rows::Direction;
 use pleach_store::tree::{DecideError, Kept, Life};
 use pleach_store::vfs::model::{CrashKind, Data, Keep, OpKind};
-use pleach_tests::model::{ModelNode, settle};
+use pleach_tests::model::{ModelNode, hear_of, settle};
 
 fn node(number: u8, direction: Direction) -> ModelNode {
     let mut node = ModelNode::new(number);
@@ -436,5 +436,25 @@ fn a_link_in_place_of_what_users_took_away_makes_the_other_name_due() {
         b.disk.advance(61_000_000_000);
         tree.catch_up().unwrap();
         assert_eq!(locals(&b), 2, "z, and the time of y; looked at before: {looked_at}");
+    }
+}
+
+/// Found by seed 203959: a directory that was made for what is in it got its time in the batch that put more into it, and had that of
+/// the batch behind it. A tree that only receives kept it, others told it as a user's.
+#[test]
+fn a_directory_has_its_time_also_where_the_same_batch_puts_something_into_it() {
+    for direction in [Direction::Receive, Direction::Both] {
+        let (mut a, mut b) = pair(direction);
+        write(&a, "d/f", "f");
+        write(&a, "d/e/g", "g");
+        rest_alone(&mut a);
+        rest_alone(&mut b);
+        hear_of(&a, &mut b, &["d/f"]);
+        hear_of(&a, &mut b, &["d", "d/e", "d/e/g"]);
+        let time = |node: &ModelNode| node.disk.user().stat("d").unwrap().mtime;
+        let told = time(&a);
+        assert_eq!(time(&b), told, "{direction:?}");
+        rest(&mut a, &mut b);
+        assert_eq!((time(&a), time(&b)), (told, told), "{direction:?}");
     }
 }

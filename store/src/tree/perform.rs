@@ -257,7 +257,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Some(before) => before.inode == stamp.inode && before.mtime == stamp.mtime,
                 None => true,
             };
-            if !ours || !matches!(&shown.shown.state, Some(s) if s.value == Value::Dir && s.mtime.is_some()) {
+            // One whose time nobody knew has it from now on: the same batch may have set it before it put something there.
+            let managed = |s: &State| s.value == Value::Dir && (s.mtime.is_some() || wanted.is_some());
+            if !ours || !shown.shown.state.as_ref().is_some_and(managed) {
                 continue;
             }
             let Ok(Some(holder)) = self.open_parent(place, dir) else { continue };
