@@ -597,3 +597,23 @@ fn a_link_put_where_a_directory_was_just_made_is_a_users_change() {
         }
     }
 }
+
+/// Found by seed 218151: a user put something into a directory that had just been made, after it had its time; the stamp with theirs
+/// passed for the directory's, and nobody ever told of it.
+#[test]
+fn what_is_put_into_a_directory_that_was_just_made_changes_its_time() {
+    for op in [OpKind::SetAttributes, OpKind::Stat] {
+        for nth in 1..8 {
+            let (mut a, mut b) = pair();
+            a.disk.user().mkdir_all("d").unwrap();
+            b.disk.before(op, nth, |user| {
+                if user.stat("d").is_ok() {
+                    user.write("d/theirs", "theirs").unwrap();
+                }
+            });
+            assert!(settle(&mut a, &mut b).unwrap());
+            assert!(settle(&mut a, &mut b).unwrap());
+            assert_eq!(a.seen(), b.seen(), "{op:?} {nth}");
+        }
+    }
+}

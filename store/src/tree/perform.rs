@@ -464,9 +464,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let name = op.path.name();
         match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
-            Ok(Some(meta)) if meta.kind == Kind::Dir => {
-                Ok(Outcome::Done { stamp: Some(stamp_of(&meta)), provisional: false })
-            }
+            Ok(Some(meta)) if meta.kind == Kind::Dir => Ok(timed(&set, Some(meta))),
             // Somebody put something else there just now: its stamp is not to pass for the directory's.
             Ok(_) => Ok(Outcome::Raced),
             // Nobody has seen it, most often.
@@ -495,7 +493,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             return match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
                 Ok(meta) if meta.as_ref().map(|m| m.inode) != expected.map(|stamp| stamp.inode) => Ok(Outcome::Raced),
-                Ok(meta) => Ok(Outcome::Done { stamp: meta.map(|m| stamp_of(&m)), provisional: false }),
+                Ok(meta) => Ok(timed(&set, meta)),
                 Err(why) => self.partly(dir, name, why),
             };
         }
@@ -662,6 +660,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
     }
+}
+
+/// What became of a directory or a link whose attributes were set. A time that is not the one set is that of somebody who put
+/// something there just now: a stamp with it would pass for ours, and is looked at instead.
+fn timed(set: &SetAttributes, meta: Option<Meta>) -> Outcome {
+    let ours = meta.as_ref().is_none_or(|meta| set.mtime.is_none_or(|time| time == meta.mtime));
+    Outcome::Done { stamp: meta.filter(|_| ours).map(|meta| stamp_of(&meta)), provisional: !ours }
 }
 
 /// What a view leaves unmanaged is shown as the disk has it.
