@@ -136,6 +136,8 @@ struct Asked {
     tried: Vec<NodeId>,
     /// Whoever applied our journal up to here has it, too.
     seq: u64,
+    /// Another peer took it over: it stays there, for pieces of before may still come from the first.
+    shared: bool,
 }
 
 /// Whether an output can be carried out while the tree is scanned for the first time: what is told and asked needs
@@ -508,7 +510,7 @@ impl<T: Tell> Exchange<T> {
             Output::Received { want, offset, bytes, last, .. } => {
                 self.take_content(tree, peer, (want, offset), &bytes, last)?;
             }
-            Output::Missing { want, reason, .. } => self.missing(tree, want, &reason)?,
+            Output::Missing { want, reason, .. } => self.missing(tree, (peer, want), &reason)?,
             Output::PeerMerged { seq, .. } => tree.peer_merged(peer, seq)?,
             Output::PeerApplied { seq, stuck, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
@@ -626,7 +628,7 @@ impl<T: Tell> Exchange<T> {
             }
             return tree.missing(want.id, &reason);
         };
-        self.ask_peer(tree, Asked { want, peer, tried, seq });
+        self.ask_peer(tree, Asked { want, peer, tried, seq, shared: false });
         Ok(())
     }
 
@@ -653,10 +655,12 @@ impl<T: Tell> Exchange<T> {
         let mut own = asked_of.remove(&peer).unwrap_or_default();
         let mut moved = Vec::new();
         // What was asked last comes last.
-        for (id, Asked { want, peer: other, tried, seq }) in self.wants.iter().rev() {
-            let has = (1..=applied).contains(seq) && !tried.contains(&peer) && matches!(want.what, What::From(0));
+        for (id, asked) in self.wants.iter().rev() {
+            let Asked { want, peer: other, tried, seq, shared } = asked;
+            let has = (1..=applied).contains(seq) && !tried.contains(&peer);
+            let movable = !shared && matches!(want.what, What::From(0)) && tree.received_of(*id) == 0;
             let Some(others) = asked_of.get_mut(other) else { continue };
-            if has && own + want.size < *others && tree.received_of(*id) == 0 {
+            if has && movable && own + want.size < *others {
                 (own, *others) = (own + want.size, *others - want.size);
                 moved.push(*id);
             }
@@ -664,7 +668,7 @@ impl<T: Tell> Exchange<T> {
         for id in moved {
             let Some(asked) = self.wants.remove(&id) else { continue };
             self.say(asked.peer, |tree| Input::Drop { tree, want: id });
-            self.ask_peer(tree, Asked { peer, ..asked });
+            self.ask_peer(tree, Asked { peer, shared: true, ..asked });
         }
     }
 
@@ -678,13 +682,17 @@ impl<T: Tell> Exchange<T> {
     ) -> Result<(), TreeError> {
         let length = bytes.len() as u64;
         self.received_bytes += length;
-        // An answer to what is asked of somebody else by now is not wanted.
+        // An answer to what is asked of somebody else by now is not wanted, and says nothing of that one's.
         let asked = self.wants.get(&id).is_some_and(|a| a.peer == peer);
         if asked {
             tree.receive(id, offset, bytes, last)?;
         }
         self.say(peer, |_| Input::Consumed { bytes: length });
-        if !tree.is_wanted(id) || last {
+        if !asked {
+            if !last {
+                self.say(peer, |tree| Input::Drop { tree, want: id });
+            }
+        } else if !tree.is_wanted(id) || last {
             self.wants.remove(&id);
             if !last {
                 self.say(peer, |tree| Input::Drop { tree, want: id });
@@ -694,8 +702,16 @@ impl<T: Tell> Exchange<T> {
         Ok(())
     }
 
-    fn missing<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, id: WantId, reason: &str) -> Result<(), TreeError> {
-        let Some(Asked { want, peer, mut tried, .. }) = self.wants.remove(&id) else { return Ok(()) };
+    fn missing<V: Vfs, K: Kv>(
+        &mut self,
+        tree: &mut Tree<V, K>,
+        (peer, id): (NodeId, WantId),
+        reason: &str,
+    ) -> Result<(), TreeError> {
+        if self.wants.get(&id).is_none_or(|asked| asked.peer != peer) {
+            return Ok(());
+        }
+        let Some(Asked { want, mut tried, .. }) = self.wants.remove(&id) else { return Ok(()) };
         if !tree.is_wanted(id) {
             return Ok(());
         }

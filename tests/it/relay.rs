@@ -8,7 +8,6 @@ use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
-use pleach_tests::Heard;
 use pleach_tests::model::ModelNode;
 
 const SECOND: u64 = 1_000_000_000;
@@ -29,7 +28,7 @@ impl Tell for Told {
     }
 }
 
-/// A node that ignores a path of which a peer told, and its three peers.
+/// A node of whose paths a peer told, and its three peers.
 struct Between {
     node: ModelNode,
     exchange: Exchange<Told>,
@@ -38,16 +37,26 @@ struct Between {
 }
 
 impl Between {
+    /// The node ignores the path.
     fn new() -> Self {
-        let (mut teacher, mut node) = (ModelNode::new(1), ModelNode::new(2).ignoring(&["x"]));
-        teacher.disk.user().write("x", CONTENT).unwrap();
+        Self::of(ModelNode::new(2).ignoring(&["x"]), &[("x", &CONTENT)])
+    }
+
+    fn of(mut node: ModelNode, files: &[(&str, &[u8])]) -> Self {
+        let mut teacher = ModelNode::new(1);
+        for (path, content) in files {
+            teacher.disk.user().write(path, content).unwrap();
+        }
         for node in [&mut teacher, &mut node] {
             node.start().unwrap();
             node.tree.as_mut().unwrap().scan().unwrap();
             node.tree.as_mut().unwrap().commit().unwrap();
         }
         let (a, b) = (teacher.tree.as_mut().unwrap(), node.tree.as_mut().unwrap());
-        pleach_tests::pull(a, teacher.id, b, node.id, &mut Heard::default()).unwrap();
+        let incarnation = b.index().meta().incarnation;
+        let (rows, names, upto) = a.read_rows(0, 1 << 20, (node.id, incarnation)).unwrap();
+        b.merge((teacher.id, a.life()), rows, names, upto).unwrap();
+        b.commit().unwrap();
         let peers: BTreeMap<NodeId, String> = [1, 3, 4].map(|n| (NodeId([n; 32]), format!("n{n}"))).into();
         let mut exchange = Exchange::new(Box::new(|| Ok([7; 16])));
         exchange.load(b, &peers).unwrap();
@@ -124,4 +133,29 @@ fn what_nobody_had_is_not_fetched_for_others_again_at_once() {
     assert!(between.ask_in_vain(3).is_empty());
     between.open(1);
     assert_eq!(between.ask_in_vain(3), [1, 4], "a peer that comes may have it");
+}
+
+/// Found by seed 19: the last piece of an answer that came late ended the question that another peer was asked by then.
+#[test]
+fn what_another_peer_took_over_is_that_ones_to_answer() {
+    let other = [b'y'; 100_000];
+    let mut between = Between::of(ModelNode::new(2), &[("x", &CONTENT), ("y", &other)]);
+    between.exchange.apply(between.node.tree.as_mut().unwrap()).unwrap();
+    let (asked, _) = between.said();
+    let [(1, first), (1, second)] = asked[..] else { panic!("{asked:?}") };
+    let seq = between.node.tree.as_ref().unwrap().index().meta().head;
+    between.hear(3, Output::PeerApplied { tree: 0, seq, stuck: 0 });
+    assert_eq!(between.said().0, [(3, second)], "whoever has it for certain takes over");
+    between.hear(4, Output::PeerApplied { tree: 0, seq, stuck: 0 });
+    assert_eq!(between.said().0, [], "and keeps it");
+    let piece = |bytes: &[u8], last| Output::Received { tree: 0, want: second, offset: 0, bytes: bytes.to_vec(), last };
+    between.hear(1, piece(&other, true));
+    between.hear(1, Output::Missing { tree: 0, want: second, reason: "it was dropped".to_owned() });
+    assert!(between.node.tree.as_ref().unwrap().is_wanted(second));
+    assert_eq!(between.said().0, []);
+    between.hear(3, piece(&other, true));
+    assert!(!between.node.tree.as_ref().unwrap().is_wanted(second));
+    between.hear(1, Output::Received { tree: 0, want: first, offset: 0, bytes: CONTENT.to_vec(), last: true });
+    between.exchange.apply(between.node.tree.as_mut().unwrap()).unwrap();
+    assert_eq!(between.node.disk.user().read("y").unwrap(), other);
 }

@@ -8,13 +8,18 @@ use pleach_protocol::path::TreePath;
 
 use super::observe::is_no_dir;
 use super::{Observed, Tree, TreeError, hands, is_due};
-use crate::ignore;
+use crate::ignore::{self, IgnoreRules};
+use crate::index::DiskSum;
 use crate::kv::Kv;
 use crate::look::{self, Look};
 use crate::root::{PRIVATE, Place};
 use crate::rows::{EntryRow, Pairing};
 use crate::vfs::{Kind, RootIdentity, Vfs};
 
+/// Directories that are looked at at once, before any of them is judged, and the most names that one of them may have: they
+/// are in memory together.
+const AHEAD_MAX: usize = 64;
+const AHEAD_NAMES_MAX: usize = 4_096;
 /// Names of a directory that are looked at before any of them is judged.
 const LOOKS_AT_ONCE: usize = 256;
 
@@ -34,17 +39,78 @@ pub struct ScanStats {
 type Stack = Vec<TreePath>;
 
 /// A walk of the tree that is under way.
-#[derive(Debug)]
-pub struct Scan {
+pub struct Scan<V: Vfs> {
     stack: Stack,
     in_doubt: BTreeSet<TreePath>,
     stats: ScanStats,
     /// The root as it was when the walk began.
     root: Option<RootIdentity>,
+    /// Directories of the stack that were looked at, several at a time; at most [`AHEAD_MAX`].
+    ahead: BTreeMap<TreePath, Listed<V>>,
+}
+
+impl<V: Vfs> std::fmt::Debug for Scan<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scan").field("stack", &self.stack).field("stats", &self.stats).finish_non_exhaustive()
+    }
 }
 
 /// What a directory lists, with kinds where the file system tells them.
 type Names = BTreeMap<Vec<u8>, Option<Kind>>;
+
+/// A directory that was listed.
+struct Listed<V: Vfs> {
+    dir: V::Dir,
+    names: Names,
+    /// What its names show, where that was looked at; none where it would not tell whether anything changed.
+    shows: Option<Shows>,
+}
+
+/// What the names of a directory show.
+struct Shows {
+    sum: DiskSum,
+    below: Vec<TreePath>,
+    /// Files with several names, by inode.
+    linked: Vec<(TreePath, u64)>,
+    entries: u64,
+}
+
+fn list_dir<V: Vfs>(vfs: &V, root: &V::Dir, path: &TreePath) -> io::Result<(V::Dir, Names)> {
+    let dir = vfs.open_path(root, path)?;
+    let names = vfs.list(&dir)?;
+    let own = path.is_root().then_some(PRIVATE);
+    let names = names.into_iter().filter(|n| Some(&n.name[..]) != own).map(|n| (n.name, n.kind)).collect();
+    Ok((dir, names))
+}
+
+/// Looks at each name of a directory, and reads nothing.
+fn look_over<V: Vfs>(
+    (vfs, rules): (&V, &IgnoreRules),
+    mut sum: DiskSum,
+    (dir, path): (&V::Dir, &TreePath),
+    names: &Names,
+) -> Option<Shows> {
+    let (mut below, mut linked, mut entries) = (Vec::new(), Vec::new(), 0);
+    for (name, hint) in names {
+        let Ok(child) = path.join(name) else { continue };
+        if rules.ignored(&child, *hint == Some(Kind::Dir)) {
+            continue;
+        }
+        let meta = vfs.stat(dir, name).ok()?.filter(|meta| !meta.mount_point)?;
+        entries += 1;
+        if meta.kind == Kind::Special {
+            continue;
+        }
+        let stamp = look::stamp_of(&meta);
+        sum.add(name, &stamp);
+        if meta.kind == Kind::Dir {
+            below.push(child);
+        } else if meta.links > 1 {
+            linked.push((child, stamp.inode));
+        }
+    }
+    Some(Shows { sum, below, linked, entries })
+}
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Walks the whole tree, mints what differs, and ends the pairing of a new store.
@@ -58,16 +124,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Begins to walk the whole tree.
-    pub fn begin_scan(&self) -> Scan {
+    pub fn begin_scan(&self) -> Scan<V> {
         self.begin_scan_below(&TreePath::ROOT)
     }
 
-    fn begin_scan_below(&self, top: &TreePath) -> Scan {
+    fn begin_scan_below(&self, top: &TreePath) -> Scan<V> {
         Scan {
             stack: vec![top.clone()],
             in_doubt: self.directories_in_doubt(),
             stats: ScanStats::default(),
             root: None,
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -76,7 +143,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ///
     /// # Errors
     /// As [`Tree::scan`].
-    pub fn scan_on(&mut self, scan: &mut Scan, entries: u64) -> Result<bool, TreeError> {
+    pub fn scan_on(&mut self, scan: &mut Scan<V>, entries: u64) -> Result<bool, TreeError> {
         if self.waits {
             return Ok(true);
         }
@@ -104,7 +171,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(scan.stats)
     }
 
-    fn walk_on(&mut self, scan: &mut Scan, entries: u64) -> Result<(), TreeError> {
+    fn walk_on(&mut self, scan: &mut Scan<V>, entries: u64) -> Result<(), TreeError> {
         let place = self.enter()?;
         if self.waits {
             return Ok(());
@@ -114,7 +181,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         while scan.stats.entries < enough
             && let Some(dir) = scan.stack.pop()
         {
-            let below = self.scan_dir(&place, &dir, scan.in_doubt.contains(&dir), &mut scan.stats)?;
+            if !scan.ahead.contains_key(&dir) && self.index.meta().paired && !scan.stack.is_empty() {
+                scan.stack.push(dir.clone());
+                self.look_ahead(&place, scan);
+                scan.stack.pop();
+            }
+            let (listed, in_doubt) = (scan.ahead.remove(&dir), scan.in_doubt.contains(&dir));
+            let below = self.scan_dir(&place, (&dir, listed), in_doubt, &mut scan.stats)?;
             scan.stack.extend(below.into_iter().rev());
             self.index.commit_if_large()?;
         }
@@ -125,11 +198,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn scan_dir(
         &mut self,
         place: &Place<V>,
-        path: &TreePath,
+        (path, listed): (&TreePath, Option<Listed<V>>),
         in_doubt: bool,
         stats: &mut ScanStats,
     ) -> Result<Vec<TreePath>, TreeError> {
-        let listed = match self.list_dir(place, path) {
+        let list = || list_dir(&self.vfs, &place.root, path).map(|(dir, names)| Listed { dir, names, shows: None });
+        let listed = match listed.map_or_else(list, Ok) {
             Ok(listed) => listed,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 // It went while we walked: its own look tells.
@@ -152,10 +226,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Vec::new());
             }
         };
-        let Some((dir, names)) = listed else { return Ok(Vec::new()) };
+        let Listed { dir, names, .. } = &listed;
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
             // Without its rules what it ignores would be told to everybody.
-            if let Err(error) = self.read_ignore_file(&dir, path) {
+            if let Err(error) = self.read_ignore_file(dir, path) {
                 self.not_seen(path, true, format!("its .pleachignore cannot be read: {error}"));
                 return Ok(Vec::new());
             }
@@ -163,7 +237,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let locals = self.locals_in(path)?;
         if !in_doubt
             && locals.is_empty()
-            && let Some(below) = self.dirs_where_nothing_changed(&dir, path, &names, stats)?
+            && let Some(below) = self.dirs_where_nothing_changed(path, &listed, stats)?
         {
             self.seen_again(path, true);
             return Ok(below);
@@ -183,11 +257,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         paths.sort_by_cached_key(|path| (names.contains_key(path.name()), path.clone()));
         let mut below = Vec::new();
         for part in paths.chunks(LOOKS_AT_ONCE) {
-            let mut looks = self.look_at_new(place, &dir, part, &names, &known);
+            let mut looks = self.look_at_new(place, dir, part, names, &known);
             for child in part {
                 let row = known.get(child).cloned().unwrap_or_default();
                 let hint = names.get(child.name()).copied().flatten();
-                if let Some(dir) = self.scan_child(&dir, child.clone(), row, (hint, looks.remove(child)), stats)? {
+                if let Some(dir) = self.scan_child(dir, child.clone(), row, (hint, looks.remove(child)), stats)? {
                     below.push(dir);
                 }
             }
@@ -223,49 +297,55 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.problems.keys().chain(&self.mounts).filter_map(TreePath::parent).collect()
     }
 
+    /// Looks at the next directories, several at a time.
+    fn look_ahead(&self, place: &Place<V>, scan: &mut Scan<V>) {
+        scan.ahead.clear();
+        let (vfs, root, rules, sum) = (&self.vfs, &place.root, &self.options.ignore, self.index.disk_sum());
+        let look = |path: &TreePath| -> Option<Listed<V>> {
+            let (dir, names) = list_dir(vfs, root, path).ok()?;
+            if names.len() > AHEAD_NAMES_MAX {
+                return None;
+            }
+            // Rules of its own may be others by now.
+            let ruled = names.contains_key(ignore::FILE_NAME) || rules.has_file(path);
+            let shows = (!ruled).then(|| look_over((vfs, rules), sum, (&dir, path), &names)).flatten();
+            Some(Listed { dir, names, shows })
+        };
+        let mut next: Vec<TreePath> = scan.stack.iter().rev().take(AHEAD_MAX).cloned().collect();
+        let looks = hands::each(vfs, root, &mut next, |_, path| look(path));
+        scan.ahead = next.into_iter().zip(looks).filter_map(|(path, listed)| Some((path, listed?))).collect();
+    }
+
     /// Compares a directory with the sum of its rows, so that none of them is read; returns the
     /// directories in it, none where something differs or an equal sum would not tell.
     fn dirs_where_nothing_changed(
         &mut self,
-        dir: &V::Dir,
         path: &TreePath,
-        names: &Names,
+        listed: &Listed<V>,
         stats: &mut ScanStats,
     ) -> Result<Option<Vec<TreePath>>, TreeError> {
         if !self.index.meta().paired {
             return Ok(None);
         }
-        let mut on_disk = self.index.disk_sum();
-        let (mut below, mut linked, mut entries) = (Vec::new(), Vec::new(), 0);
-        for (name, hint) in names {
-            let Ok(child) = path.join(name) else { continue };
-            if self.options.ignore.ignored(&child, *hint == Some(Kind::Dir)) {
-                continue;
+        let Listed { dir, names, shows } = listed;
+        let now;
+        let shows = match shows {
+            Some(shows) => shows,
+            None => {
+                let from = (&self.vfs, &self.options.ignore);
+                now = look_over(from, self.index.disk_sum(), (dir, path), names);
+                let Some(shows) = &now else { return Ok(None) };
+                shows
             }
-            let Ok(Some(meta)) = self.vfs.stat(dir, name) else { return Ok(None) };
-            if meta.mount_point {
-                return Ok(None);
-            }
-            entries += 1;
-            if meta.kind == Kind::Special {
-                continue;
-            }
-            let stamp = look::stamp_of(&meta);
-            on_disk.add(name, &stamp);
-            if meta.kind == Kind::Dir {
-                below.push(child);
-            } else if meta.links > 1 {
-                linked.push((child, stamp.inode));
-            }
-        }
-        if !on_disk.is(&self.index.sum(path)?) {
+        };
+        if !shows.sum.is(&self.index.sum(path)?) {
             return Ok(None);
         }
-        for (child, inode) in linked {
-            self.keep_link(&child, inode);
+        for (child, inode) in &shows.linked {
+            self.keep_link(child, *inode);
         }
-        stats.entries += entries;
-        Ok(Some(below))
+        stats.entries += shows.entries;
+        Ok(Some(shows.below.clone()))
     }
 
     /// Looks at one name; returns it where it is a directory to go into.
@@ -364,14 +444,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn vfs_lacks(&self, dir: &V::Dir, child: &TreePath) -> bool {
         matches!(self.vfs.stat(dir, child.name()), Ok(None))
-    }
-
-    fn list_dir(&self, place: &Place<V>, path: &TreePath) -> io::Result<Option<(V::Dir, Names)>> {
-        let dir = self.vfs.open_path(&place.root, path)?;
-        let names = self.vfs.list(&dir)?;
-        let own = path.is_root().then_some(PRIVATE);
-        let names = names.into_iter().filter(|n| Some(&n.name[..]) != own).map(|n| (n.name, n.kind)).collect();
-        Ok(Some((dir, names)))
     }
 
     /// Takes the `.pleachignore` of a directory into the rules; where it cannot be read they stay.
@@ -475,7 +547,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(stats);
         }
         let in_doubt = self.directories_in_doubt().contains(dir);
-        self.scan_dir(&place, dir, in_doubt, &mut stats)?;
+        self.scan_dir(&place, (dir, None), in_doubt, &mut stats)?;
         Ok(stats)
     }
 

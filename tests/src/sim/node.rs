@@ -15,7 +15,7 @@ use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::root::RootError;
 use pleach_store::tree::{Scan, TreeError};
 use pleach_store::vfs::Kind;
-use pleach_store::vfs::model::CrashKind;
+use pleach_store::vfs::model::{CrashKind, ModelVfs};
 
 use super::disk::Trials;
 use super::events::{Look, Watch, Watching};
@@ -76,7 +76,7 @@ pub(super) struct SimNode {
     /// Nothing is exchanged until somebody resumes it.
     pub(super) paused: bool,
     /// The first scan, and what came in during it and waits for its end.
-    scanning: Option<Scan>,
+    scanning: Option<Scan<ModelVfs>>,
     later: VecDeque<Event>,
     waits: BTreeMap<u64, Barrier>,
     next_wait: u64,
