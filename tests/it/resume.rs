@@ -108,6 +108,28 @@ fn what_is_not_wanted_any_more_leaves_staging() {
     assert_eq!((staged(&b), in_vault(&b)), (0, 0));
 }
 
+/// Found by seed 216309: a moment without file handles hid the file that had the content from the applier, which began to
+/// fetch it and passed over whatever the disk had of it from then on, while no peer had it any more.
+#[test]
+fn what_is_here_as_a_whole_is_copied_although_a_part_of_it_arrived() {
+    for arrived in [0, 200_000] {
+        let (mut a, mut b) = rested();
+        a.disk.user().write("f", large(0)).unwrap();
+        let want = one(&ask(&mut a, &mut b));
+        send(&a, &mut b, &want, arrived);
+        assert_eq!(staged(&b), 1);
+        b.disk.user().write("g", large(0)).unwrap();
+        let to = b.tree.as_mut().unwrap();
+        to.forget_want(want.id);
+        to.scan().unwrap();
+        assert!(to.has_content(&want.path, want.hash));
+        assert_eq!(ask(&mut a, &mut b), []);
+        assert_eq!(b.disk.user().read("f").unwrap(), large(0));
+        rest(&mut a, &mut b);
+        assert_eq!((staged(&b), in_vault(&b)), (0, 0));
+    }
+}
+
 #[test]
 fn what_does_not_add_up_is_thrown_away_and_asked_for_anew() {
     let (mut a, mut b) = rested();

@@ -129,7 +129,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if size <= WHOLE_BYTES_MAX && !resumable && source.is_none() && self.find_old(path, row, (size, 0))?.is_none() {
             return self.plan_coming(place, path, (hash, size), wants);
         }
-        let started = match self.open_large(place, path, (hash, size), resumable && !no_local)? {
+        // What is here as a whole is copied, whatever arrived of it: perhaps no peer has the rest any more.
+        let goes_on = resumable && !no_local && source.is_none();
+        let started = match self.open_large(place, path, (hash, size), goes_on)? {
             Some(started) => started,
             None => self.start_building(place, path, hash, size),
         };
