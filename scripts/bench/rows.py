@@ -21,9 +21,9 @@ SEED = 20_240_601
 CLASSES = {c.name: c for c in (systems.Pleach, systems.Tar, systems.Rsync, systems.Unison, systems.Syncthing, systems.Loop, systems.Lsyncd)}
 SIZES = {
     "small": {"files": 3_000, "large": (4, 32 << 20), "edits": 10, "burst": 1_000, "delta": 64 << 20, "rename": (500, 100_000),
-              "restart-200k": 20_000, "restart-1m": 50_000, "reconnect": 100, "idle_s": 5, "fan": (1_000, 32 << 20), "budget_s": 20},
+              "overtake": 256 << 20, "restart-200k": 20_000, "restart-1m": 50_000, "reconnect": 100, "idle_s": 5, "fan": (1_000, 32 << 20), "budget_s": 20},
     "full": {"files": 60_000, "large": (4, 512 << 20), "edits": 200, "burst": 10_000, "delta": 1 << 30, "rename": (5_000, 100_000),
-             "restart-200k": 200_000, "restart-1m": 1_000_000, "reconnect": 1_000, "idle_s": 60, "fan": (10_000, 256 << 20),
+             "overtake": 2 << 30, "restart-200k": 200_000, "restart-1m": 1_000_000, "reconnect": 1_000, "idle_s": 60, "fan": (10_000, 256 << 20),
              "budget_s": 120},
 }
 
@@ -174,6 +174,38 @@ def burst(lab, name):
         timed = Timed(system)
         lab.record("after the last write", "s", write_burst(lab, system))
         timed.record(lab, "from the first write", timed.seconds())
+        verify(lab, system)
+
+
+def overtake(lab, name):
+    """A file of 4 KiB, made while a large one is on its way: until it is visible."""
+    with running(lab.make(name)) as system:
+        trees.write(os.path.join(system.near, "first"), b"first")
+        system.start(live=True)
+        system.settle()
+        size = lab.sizes["overtake"]
+        aside, far = os.path.join(system.dir, "aside"), os.path.join(system.far, "big")
+        trees.large_file(aside, size, SEED)
+        lab.level()
+        pauses, timed, made = random.Random(SEED), Timed(system), 0
+        os.replace(aside, os.path.join(system.near, "big"))
+
+        def there():
+            with contextlib.suppress(OSError):
+                return os.stat(far).st_size == size
+            return False
+        time.sleep(0.2)
+        while not there() and timed.seconds() < lab.sizes["budget_s"]:
+            data, path = os.urandom(4096), f"small-{made}"
+            begun = time.perf_counter()
+            trees.write(os.path.join(system.near, path), data)
+            machine.until(all_there(system.far, {path: 4096}), 0.0005)
+            lab.record("a small one meanwhile", "ms", (time.perf_counter() - begun) * 1000)
+            made += 1
+            time.sleep(pauses.uniform(0.02, 0.06))
+        machine.until(there, 0.005)
+        timed.record(lab, "the large one", timed.seconds())
+        lab.note(f"{name}: {made} small files while the large one travelled")
         verify(lab, system)
 
 
@@ -452,6 +484,7 @@ ROWS = {
     "initial-large": (initial_large, FIRST, (180, 900)),
     "latency": (latency, ["pleach", "inotify+rsync", "lsyncd", "unison", "syncthing"], (180, 900)),
     "burst": (burst, ["pleach", "inotify+rsync", "lsyncd", "rsync", "unison", "syncthing"], (120, 600)),
+    "overtake": (overtake, ["pleach", "inotify+rsync", "lsyncd", "syncthing"], (180, 600)),
     "push-latency": (push_latency, list(pushes.CLASSES), (180, 600)),
     "push-burst": (push_burst, list(pushes.CLASSES), (180, 600)),
     "delta": (delta, ["pleach", "rsync", "unison"], (180, 900)),

@@ -190,3 +190,32 @@ fn a_small_content_is_found_wherever_it_is() {
         assert!(tree.has_content(&path("z"), hash), "{content}");
     }
 }
+
+#[test]
+fn what_waited_for_a_content_that_was_found_tries_again_at_once() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("x", "replaced").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().write("x", "another").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    // What went into the vault since a start is kept in mind.
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.user().write("z", "replaced").unwrap();
+    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+    from.scan().unwrap();
+    from.commit().unwrap();
+    let (position, incarnation) = (to.cursor(a.id).unwrap().unwrap().seq, to.index().meta().incarnation);
+    let (mut rows, names, upto) = from.read_rows(position, 48 * 1024, (b.id, incarnation)).unwrap();
+    rows.iter_mut().for_each(|row| row.content = None);
+    to.merge((a.id, from.life()), rows, names, upto).unwrap();
+    to.commit().unwrap();
+    let wants = to.apply().unwrap();
+    let [want] = &wants[..] else { panic!("{wants:?}") };
+    to.missing(want.id, "nobody has it").unwrap();
+    to.seek(want.hash);
+    for _ in 0..10 {
+        assert!(to.apply().unwrap().is_empty());
+    }
+    assert_eq!(b.disk.user().read("z").unwrap(), b"replaced");
+}

@@ -77,8 +77,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         };
         if more {
             self.sought.sweep = Some(sweep);
-        } else {
+        } else if sweep.found > 0 {
             self.arrivals += sweep.found;
+            // Their own pause may be as long as that between two sweeps: each would come too early for the other.
+            self.retry_stuck_now();
         }
         Ok(self.index.commit_if_large()?)
     }
