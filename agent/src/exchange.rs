@@ -10,13 +10,14 @@ use std::fmt::Debug;
 use std::io;
 
 use pleach_protocol::moved::Moved;
-use pleach_protocol::session::{Input, Moment, Output, What};
+use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::Kv;
-use pleach_store::tree::{Life, Tree, TreeError, Want, WantId};
+use pleach_store::tree::{Life, Tree, TreeError};
 use pleach_store::vfs::Vfs;
 
+mod asking;
 mod barrier;
 mod first;
 mod relay;
@@ -127,19 +128,6 @@ struct Counted {
     bytes: u64,
 }
 
-/// A content that was asked for.
-#[derive(Debug)]
-struct Asked {
-    want: Want,
-    peer: NodeId,
-    /// Peers that do not have it.
-    tried: Vec<NodeId>,
-    /// Whoever applied our journal up to here has it, too.
-    seq: u64,
-    /// Another peer took it over: it stays there, for pieces of before may still come from the first.
-    shared: bool,
-}
-
 /// Whether an output can be carried out while the tree is scanned for the first time: what is told and asked needs
 /// only what is durable; what is merged, applied or waited for needs to know what is on the disk.
 #[must_use]
@@ -152,7 +140,7 @@ pub const fn may_go_before_scan(output: &Output) -> bool {
 pub struct Exchange<T> {
     peers: BTreeMap<NodeId, Stream<T>>,
     names: BTreeMap<NodeId, String>,
-    wants: BTreeMap<WantId, Asked>,
+    asking: asking::Asking,
     held: relay::Held,
     releases: release::Releases,
     entropy: Entropy,
@@ -192,7 +180,7 @@ impl<T: Tell> Exchange<T> {
         Self {
             peers: BTreeMap::new(),
             names: BTreeMap::new(),
-            wants: BTreeMap::new(),
+            asking: asking::Asking::default(),
             held: relay::Held::default(),
             releases: release::Releases::default(),
             entropy,
@@ -247,7 +235,7 @@ impl<T: Tell> Exchange<T> {
 
     /// The tree is closed: its sessions begin anew, and hear so.
     pub fn close(&mut self) {
-        self.wants.clear();
+        self.asking = asking::Asking::default();
         self.held = relay::Held::default();
         for stream in self.peers.values_mut() {
             stream.forget_session();
@@ -310,7 +298,7 @@ impl<T: Tell> Exchange<T> {
 
     /// Whether a content is asked for, or a peer's question for one waits.
     pub fn is_asking(&self) -> bool {
-        !self.wants.is_empty() || !self.held.is_empty()
+        !self.asking.is_empty() || !self.held.is_empty()
     }
 
     /// Asks a peer where its journal ends now; says whether it can be asked.
@@ -378,7 +366,6 @@ impl<T: Tell> Exchange<T> {
         let mut shown = BTreeMap::new();
         for (peer, stream) in &mut self.peers {
             let left = stream.count(tree, now, quiet)?;
-            let fetching = self.wants.values().filter(|a| a.peer == *peer);
             let progress = PeerProgress {
                 state: stream.state,
                 to_send: left.changes,
@@ -388,19 +375,13 @@ impl<T: Tell> Exchange<T> {
                 } else {
                     stream.their_head.saturating_sub(stream.applied.0)
                 },
-                to_receive_bytes: fetching.map(|a| a.want.size).sum(),
+                to_receive_bytes: self.asking.bytes_of(*peer),
                 acked_seq: stream.peer_applied,
                 stuck: stream.peer_stuck,
             };
             shown.insert(*peer, progress);
         }
         Ok(shown)
-    }
-
-    /// The peer to ask for a content: whoever taught the path, else anybody who exchanges the tree.
-    fn holder(&self, taught_by: Option<NodeId>, tried: &[NodeId]) -> Option<NodeId> {
-        let asks = |peer: &NodeId| !tried.contains(peer) && self.state(*peer) == StreamState::Open;
-        taught_by.filter(asks).or_else(|| self.peers.keys().copied().find(asks))
     }
 }
 
@@ -605,138 +586,6 @@ impl<T: Tell> Exchange<T> {
             self.ask(tree, want, Vec::new())?;
         }
         Ok(())
-    }
-
-    /// Asks a peer for a content, one that was not tried; without any, it is missing.
-    ///
-    /// # Errors
-    /// The tree's.
-    pub fn ask<V: Vfs, K: Kv>(
-        &mut self,
-        tree: &mut Tree<V, K>,
-        want: Want,
-        tried: Vec<NodeId>,
-    ) -> Result<(), TreeError> {
-        let row = tree.index().row(&want.path)?;
-        let (taught_by, seq) = (row.taught_by.map(|(peer, _)| peer), row.seq);
-        let Some(peer) = self.holder(taught_by, &tried) else {
-            let holder = tree.holder_of(&want.path, want.hash)?;
-            let reason = format!("its content is on {holder}; no connected peer has it");
-            if !matches!(want.what, What::Manifest(_)) {
-                self.held.missed(want.hash);
-                tree.seek(want.hash);
-            }
-            return tree.missing(want.id, &reason);
-        };
-        self.ask_peer(tree, Asked { want, peer, tried, seq, shared: false });
-        Ok(())
-    }
-
-    fn ask_peer<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, asked: Asked) {
-        let Asked { want, peer, .. } = &asked;
-        let (id, peer, path, hash, size) = (want.id, *peer, want.path.clone(), want.hash, want.size);
-        // What an earlier session or another peer brought is not sent again.
-        let what = want.what.clone().behind(tree.received_of(id));
-        self.wants.insert(id, asked);
-        self.say(peer, |tree| Input::Want { tree, want: id, path, hash, size, what });
-    }
-
-    /// Asks a peer for what others were asked for and have not begun to send, where it has that for certain and less
-    /// is asked of it: whoever writes a content sends it once and not to all, where these can have it from each other.
-    fn share_out<V: Vfs, K: Kv>(&mut self, tree: &Tree<V, K>, peer: NodeId) {
-        let Some(stream) = self.peers.get(&peer).filter(|s| s.state == StreamState::Open && s.peer_stuck == 0) else {
-            return;
-        };
-        let applied = stream.peer_applied;
-        let mut asked_of: BTreeMap<NodeId, u64> = BTreeMap::new();
-        for asked in self.wants.values() {
-            *asked_of.entry(asked.peer).or_default() += asked.want.size;
-        }
-        let mut own = asked_of.remove(&peer).unwrap_or_default();
-        let mut moved = Vec::new();
-        // What was asked last comes last.
-        for (id, asked) in self.wants.iter().rev() {
-            let Asked { want, peer: other, tried, seq, shared } = asked;
-            let has = (1..=applied).contains(seq) && !tried.contains(&peer);
-            let movable = !shared && matches!(want.what, What::From(0)) && tree.received_of(*id) == 0;
-            let Some(others) = asked_of.get_mut(other) else { continue };
-            if has && movable && own + want.size < *others {
-                (own, *others) = (own + want.size, *others - want.size);
-                moved.push(*id);
-            }
-        }
-        for id in moved {
-            let Some(asked) = self.wants.remove(&id) else { continue };
-            self.say(asked.peer, |tree| Input::Drop { tree, want: id });
-            self.ask_peer(tree, Asked { peer, shared: true, ..asked });
-        }
-    }
-
-    fn take_content<V: Vfs, K: Kv>(
-        &mut self,
-        tree: &mut Tree<V, K>,
-        peer: NodeId,
-        (id, offset): (WantId, u64),
-        bytes: &[u8],
-        last: bool,
-    ) -> Result<(), TreeError> {
-        let length = bytes.len() as u64;
-        self.received_bytes += length;
-        // An answer to what is asked of somebody else by now is not wanted, and says nothing of that one's.
-        let asked = self.wants.get(&id).is_some_and(|a| a.peer == peer);
-        if asked {
-            tree.receive(id, offset, bytes, last)?;
-        }
-        self.say(peer, |_| Input::Consumed { bytes: length });
-        if !asked {
-            if !last {
-                self.say(peer, |tree| Input::Drop { tree, want: id });
-            }
-        } else if !tree.is_wanted(id) || last {
-            self.wants.remove(&id);
-            if !last {
-                self.say(peer, |tree| Input::Drop { tree, want: id });
-            }
-            self.share_out(tree, peer);
-        }
-        Ok(())
-    }
-
-    fn missing<V: Vfs, K: Kv>(
-        &mut self,
-        tree: &mut Tree<V, K>,
-        (peer, id): (NodeId, WantId),
-        reason: &str,
-    ) -> Result<(), TreeError> {
-        if self.wants.get(&id).is_none_or(|asked| asked.peer != peer) {
-            return Ok(());
-        }
-        let Some(Asked { want, mut tried, .. }) = self.wants.remove(&id) else { return Ok(()) };
-        if !tree.is_wanted(id) {
-            return Ok(());
-        }
-        tracing::debug!(path = %want.path, peer = self.peer_name(peer), reason, "a content does not come");
-        tried.push(peer);
-        self.ask(tree, want, tried)
-    }
-
-    /// A peer is gone: what it was asked for is asked of another.
-    pub fn reassign_wants<V: Vfs, K: Kv>(&mut self, tree: &mut Tree<V, K>, peer: NodeId) {
-        let gone: Vec<WantId> = self.wants.iter().filter(|(_, a)| a.peer == peer).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.wants.remove(&id);
-            tree.forget_want(id);
-        }
-    }
-
-    /// Whether anybody but `peer` exchanges the tree.
-    pub fn may_ask_others(&self, peer: NodeId) -> bool {
-        self.holder(None, &[peer]).is_some()
-    }
-
-    /// Whether a peer is asked for a content.
-    pub fn is_asked_for(&self, peer: NodeId, hash: pleach_protocol::entry::Hash) -> bool {
-        self.wants.values().any(|a| a.peer == peer && a.want.hash == hash)
     }
 }
 

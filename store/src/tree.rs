@@ -379,7 +379,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         // Nobody is in a hurry.
         self.fresh.clear();
         self.index.set_applied(self.apply.applied());
-        Ok(self.index.flush_all()?)
+        self.index.flush_all()?;
+        self.index.forget_read();
+        Ok(())
     }
 
     /// The highest seq up to which the disk shows every view (or the path is a listed problem), durably.

@@ -102,21 +102,23 @@ impl Running<'_> {
     /// Walks the whole tree. Peers hear what is found meanwhile; all else that comes in waits.
     pub(super) fn first_scan(&mut self) -> Result<(), TreeError> {
         let mut scan = self.tree.begin_scan();
+        let mut began = Instant::now();
         while !self.tree.scan_on(&mut scan, ENTRIES_AT_ONCE)? {
             self.keeper.exchange.tell(&self.tree);
-            self.answer_while_scanning()?;
+            self.answer_while_scanning(READ_ON_MAX.max(began.elapsed() * 2))?;
             if self.keeper.stop {
                 return Ok(());
             }
+            began = Instant::now();
         }
         self.take_rules();
         self.advance()
     }
 
-    fn answer_while_scanning(&mut self) -> Result<(), TreeError> {
+    /// Answers what comes in, for so long: peers take in what was found while more is found.
+    fn answer_while_scanning(&mut self, at_most: Duration) -> Result<(), TreeError> {
         let (began, mut taken, mut reads) = (Instant::now(), 0, false);
-        while let Some(event) =
-            take_next(&self.keeper.events, taken >= EVENTS_MAX, reads && began.elapsed() < READ_ON_MAX)
+        while let Some(event) = take_next(&self.keeper.events, taken >= EVENTS_MAX || began.elapsed() >= at_most, reads)
         {
             reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
             taken += 1;

@@ -11,8 +11,9 @@ use super::{Index, Result, merged};
 use crate::kv::Kv;
 use crate::rows::{self, EntryRow, RowError, Space};
 
-/// Rows that are kept as read. Those of the directories above what a batch is about are read most.
-const READ_MAX: usize = 2_048;
+/// Rows of each generation that are kept as read: what is merged is planned, put, shown and read for other peers, and all
+/// that a window of the applier is about should be here until then.
+const READ_MAX: usize = 6_144;
 
 /// Rows of entries that need no look into the store.
 #[derive(Debug, Default)]
@@ -20,7 +21,39 @@ pub(super) struct EntryRows {
     /// What the next batch puts and deletes.
     pending: BTreeMap<Vec<u8>, Pending>,
     /// As the store has them; never one that is pending.
-    read: RefCell<HashMap<Vec<u8>, Option<EntryRow>>>,
+    read: RefCell<ReadRows>,
+}
+
+/// Rows as read, in two generations: what nobody asked for while one filled goes with it.
+#[derive(Debug, Default)]
+struct ReadRows {
+    young: HashMap<Vec<u8>, Option<EntryRow>>,
+    old: HashMap<Vec<u8>, Option<EntryRow>>,
+}
+
+impl ReadRows {
+    fn get(&mut self, key: &[u8]) -> Option<&Option<EntryRow>> {
+        if !self.young.contains_key(key)
+            && let Some((key, row)) = self.old.remove_entry(key)
+        {
+            self.keep(key, row);
+        }
+        self.young.get(key)
+    }
+
+    fn keep(&mut self, key: Vec<u8>, row: Option<EntryRow>) {
+        self.old.remove(&key);
+        if self.young.len() >= READ_MAX {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, row);
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Option<Option<EntryRow>> {
+        let young = self.young.remove(key);
+        let old = self.old.remove(key);
+        young.or(old)
+    }
 }
 
 #[derive(Debug)]
@@ -59,15 +92,16 @@ impl EntryRows {
     }
 
     pub(super) fn keep(&self, key: Vec<u8>, row: Option<EntryRow>) {
-        let mut read = self.read.borrow_mut();
-        if read.len() >= READ_MAX {
-            read.clear();
-        }
-        read.insert(key, row);
+        self.read.borrow_mut().keep(key, row);
     }
 }
 
 impl<K: Kv> Index<K> {
+    /// Gives back the memory of what was read: nothing is under work.
+    pub fn forget_read(&mut self) {
+        self.entries.read = RefCell::default();
+    }
+
     /// The row of a path, an empty one where there is none.
     ///
     /// # Errors
@@ -77,7 +111,7 @@ impl<K: Kv> Index<K> {
         if let Some(pending) = self.entries.pending.get(&key) {
             return Ok(pending.row.clone().unwrap_or_default());
         }
-        if let Some(row) = self.entries.read.borrow().get(&key) {
+        if let Some(row) = self.entries.read.borrow_mut().get(&key) {
             return Ok(row.clone().unwrap_or_default());
         }
         let row: Option<EntryRow> = self.get(&key)?;
