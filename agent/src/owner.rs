@@ -18,7 +18,7 @@ use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::sled::SledKv;
 use pleach_store::root::RootError;
-use pleach_store::tree::{HookId, Tree, TreeError};
+use pleach_store::tree::{HookId, ScanStats, Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
@@ -54,8 +54,9 @@ const BUSY: Duration = Duration::from_millis(100);
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often the root is looked up afresh while nothing happens. Source: DESIGN.md §5.
 const ROOT_CHECK: Duration = Duration::from_secs(10);
-/// How long the next question for rows is awaited, and for how long in one go.
+/// How long the next question for rows is awaited, also between two steps of a scan, and for how long in one go.
 const READ_ON: Duration = Duration::from_micros(300);
+const READ_ON_SCANNING: Duration = Duration::from_millis(3);
 const READ_ON_MAX: Duration = Duration::from_millis(20);
 /// How often the disk and the store say how far they are, where that changed: what is put back after
 /// a kill is older than this.
@@ -191,6 +192,8 @@ pub enum Phase {
 pub struct TreeStatus {
     /// Where it is in its life.
     pub phase: Phase,
+    /// How far the first scan is, while there is one.
+    pub scan: Option<ScanStats>,
     /// Why it is closed.
     pub error: Option<String>,
     /// Live paths.
@@ -389,6 +392,7 @@ impl Keeper {
         self.waiters.fail(reason);
         let mut status = lock(&self.status);
         status.phase = Phase::Error;
+        status.scan = None;
         status.error = Some(reason.to_owned());
         status.quiet = false;
     }
@@ -573,7 +577,8 @@ impl Running<'_> {
             self.take(event)?;
             taken += 1;
             let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH;
-            next = take_next(&self.keeper.events, enough, reads && began.elapsed() < READ_ON_MAX);
+            let awaited = (reads && began.elapsed() < READ_ON_MAX).then_some(READ_ON);
+            next = take_next(&self.keeper.events, enough, awaited);
         }
         self.bulk = merged >= MERGED_ENOUGH;
         if self.root_checked.elapsed() >= ROOT_CHECK {
@@ -681,6 +686,7 @@ impl Running<'_> {
         status.problems = self.tree.problems().len() as u64;
         status.mounts = self.tree.mounts().iter().map(ToString::to_string).collect();
         status.quiet = quiet;
+        status.scan = None;
         status.watch = self.looks.news().clone();
         status.peers = peers;
         status.pushes.clone_from(&self.keeper.pushes);
@@ -695,13 +701,13 @@ impl Running<'_> {
     }
 }
 
-/// The next thing in a channel, which `reads_on` waits for. What comes after enough stays there: what is
-/// received may not be dropped.
-fn take_next<T>(channel: &Receiver<T>, enough: bool, reads_on: bool) -> Option<T> {
-    match (enough, reads_on) {
+/// The next thing in a channel, awaited for so long. What comes after enough stays there: what is received may not be
+/// dropped.
+fn take_next<T>(channel: &Receiver<T>, enough: bool, awaited: Option<Duration>) -> Option<T> {
+    match (enough, awaited) {
         (true, _) => None,
-        (false, true) => channel.recv_timeout(READ_ON).ok(),
-        (false, false) => channel.try_recv().ok(),
+        (false, Some(awaited)) => channel.recv_timeout(awaited).ok(),
+        (false, None) => channel.try_recv().ok(),
     }
 }
 
@@ -713,8 +719,8 @@ mod tests {
     fn what_comes_after_enough_was_taken_stays_in_the_channel() {
         let (inbox, events) = mpsc::channel();
         inbox.send(1).unwrap();
-        assert_eq!(take_next(&events, true, true), None);
-        assert_eq!(take_next(&events, false, false), Some(1));
-        assert_eq!(take_next(&events, false, false), None);
+        assert_eq!(take_next(&events, true, Some(READ_ON)), None);
+        assert_eq!(take_next(&events, false, None), Some(1));
+        assert_eq!(take_next(&events, false, None), None);
     }
 }

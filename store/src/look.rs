@@ -66,6 +66,18 @@ pub struct Found {
     pub read: Option<Vec<u8>>,
 }
 
+impl Look {
+    /// Lets go of a content that was read, unless `left` bytes hold it.
+    pub(crate) fn keep_within(&mut self, left: &mut usize) {
+        let Self::Found(found) = self else { return };
+        let length = found.read.as_ref().map_or(0, Vec::len);
+        match left.checked_sub(length) {
+            Some(rest) => *left = rest,
+            None => found.read = None,
+        }
+    }
+}
+
 /// The stamp of a name; a directory's size and change time move with its children and do not count.
 #[must_use]
 pub fn stamp_of(meta: &Meta) -> Stamp {

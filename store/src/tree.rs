@@ -5,6 +5,7 @@
 //! of it durable; only then may anything be announced. Blocking calls, one thread.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pleach_protocol::entry::{Entry, Hash, Rank, Value};
@@ -137,7 +138,7 @@ pub type Clock = Box<dyn Fn() -> Time + Send>;
 
 /// One tree. See the module.
 pub struct Tree<V: Vfs, K: Kv> {
-    vfs: V,
+    vfs: Arc<V>,
     index: Index<K>,
     clock: Clock,
     options: TreeOptions,
@@ -266,7 +267,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let name = options.name.clone();
         let (applied, staged_max) = (index.meta().applied, vfs.staged_max());
         let mut tree = Self {
-            vfs,
+            vfs: Arc::new(vfs),
             index,
             clock,
             options,
@@ -424,7 +425,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Enters the root for a spell of work; another mount of the same tree makes a scan due.
     fn enter(&mut self) -> Result<Place<V>, TreeError> {
-        let (place, identity) = root::enter(&self.vfs, &self.identity)?;
+        let (place, identity) = root::enter(&*self.vfs, &self.identity)?;
         if identity != self.identity {
             self.identity = identity;
             self.scan_due = true;

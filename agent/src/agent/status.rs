@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use pleach_store::tree::ScanStats;
 use serde_json::{Value, json};
 
 use super::{Agent, PeerHandle, PushHandle};
@@ -71,6 +72,11 @@ fn push_tree(push: &PushHandle, name: &str, tree: &TreeStatus) -> Value {
     })
 }
 
+/// How far a first scan is.
+fn scan_row(scan: ScanStats) -> Value {
+    json!({ "entries": scan.entries, "read": scan.read, "read_bytes": scan.read_bytes, "changes": scan.minted })
+}
+
 impl Agent {
     /// The status, as `pleach status --json` prints it.
     #[must_use]
@@ -95,7 +101,7 @@ impl Agent {
                     "entries": tree.entries, "bytes": tree.bytes, "seq": tree.seq, "conflicts": tree.conflicts,
                     "problems": tree.problems, "watches": tree.watch.watches, "watch_limit": watch_limit,
                     "polled_dirs": tree.watch.polled.len(), "overflows": tree.watch.overflows, "local_changes": tree.local_changes,
-                    "mounts": tree.mounts, "error": tree.error,
+                    "mounts": tree.mounts, "error": tree.error, "scan": tree.scan.map(scan_row),
                 })
             })
             .collect();

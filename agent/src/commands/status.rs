@@ -192,6 +192,16 @@ fn notes(status: &Value) -> Vec<String> {
         let (tree, runs) = (show::field(hook, "tree"), show::field(hook, "runs"));
         notes.push(format!("{tree}: the hook {runs} failed and is run again: {}", show::field(hook, "error")));
     }
+    for tree in list(status, "trees").iter().filter(|tree| tree["scan"].is_object()) {
+        let (scan, known) = (&tree["scan"], count(tree, "entries"));
+        let looked_at = count(scan, "entries");
+        let of = if known > looked_at { format!(" of about {known}") } else { String::new() };
+        let read = amount(scan, "read");
+        notes.push(format!(
+            "{}: first scan: {looked_at}{of} entries looked at, files read: {read}",
+            show::field(tree, "name")
+        ));
+    }
     for peer in list(status, "peers").iter().filter(|peer| peer["fallback"]["serves"] == true) {
         let fallback = &peer["fallback"];
         let (address, state) = (show::field(fallback, "address"), show::field(fallback, "state"));
@@ -352,6 +362,16 @@ www: the hook http://h/x failed and is run again: it answered 500 No
 ";
         assert_eq!(text(&status, Style::plain()), text(&example(), Style::plain()) + want);
         assert_eq!(wrong(&status), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_first_scan_says_how_far_it_is() {
+        let mut status = example();
+        status["trees"][0]["scan"] = json!({"entries": 1000, "read": 20, "read_bytes": 5678, "changes": 20});
+        let said = |status: &Value| text(status, Style::plain()).lines().last().unwrap().to_owned();
+        assert_eq!(said(&status), "www: first scan: 1000 of about 1234 entries looked at, files read: 20 (5.7 kB)");
+        status["trees"][0]["entries"] = json!(900);
+        assert_eq!(said(&status), "www: first scan: 1000 entries looked at, files read: 20 (5.7 kB)");
     }
 
     #[test]

@@ -9,10 +9,10 @@ use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Output;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::root::RootError;
-use pleach_store::tree::TreeError;
+use pleach_store::tree::{ScanStats, TreeError};
 
 use super::facts::{look_at_dir, take_facts};
-use super::{EVENTS_MAX, Event, READ_ON_MAX, Running, WatchNews, take_next};
+use super::{EVENTS_MAX, Event, READ_ON_MAX, READ_ON_SCANNING, Running, WatchNews, take_next};
 use crate::config::{OpenFiles, TreeConfig};
 use crate::exchange::may_go_before_scan;
 use crate::machine::lock;
@@ -105,6 +105,7 @@ impl Running<'_> {
         let mut began = Instant::now();
         while !self.tree.scan_on(&mut scan, ENTRIES_AT_ONCE)? {
             self.keeper.exchange.tell(&self.tree);
+            self.show_scan(scan.stats());
             self.answer_while_scanning(READ_ON_MAX.max(began.elapsed() * 2))?;
             if self.keeper.stop {
                 return Ok(());
@@ -117,11 +118,11 @@ impl Running<'_> {
 
     /// Answers what comes in, for so long: peers take in what was found while more is found.
     fn answer_while_scanning(&mut self, at_most: Duration) -> Result<(), TreeError> {
-        let (began, mut taken, mut reads) = (Instant::now(), 0, false);
-        while let Some(event) = take_next(&self.keeper.events, taken >= EVENTS_MAX || began.elapsed() >= at_most, reads)
-        {
-            reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
-            taken += 1;
+        let (began, mut taken, mut awaited) = (Instant::now(), 0, None);
+        while taken < EVENTS_MAX && began.elapsed() < at_most {
+            let Some(event) = take_next(&self.keeper.events, false, awaited) else { return Ok(()) };
+            let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
+            (taken, awaited) = (taken + 1, reads.then_some(READ_ON_SCANNING));
             match event {
                 Event::Output { ref output, .. } if !may_go_before_scan(output) => self.keeper.later.push(event),
                 Event::Stop | Event::Offer { .. } | Event::Output { .. } | Event::Detach { .. } => self.take(event)?,
@@ -129,6 +130,14 @@ impl Running<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How far the first scan is, for whoever looks.
+    fn show_scan(&self, scan: &ScanStats) {
+        let meta = self.tree.index().meta();
+        let mut status = lock(&self.keeper.status);
+        (status.entries, status.bytes, status.seq) = (meta.entries, meta.bytes, self.tree.head());
+        status.scan = Some(*scan);
     }
 
     fn take_rules(&mut self) -> bool {

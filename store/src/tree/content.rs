@@ -251,7 +251,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.apply.sync.is_none() {
             self.apply.sync = Some(self.vfs.sync_handle(&place.root)?);
         }
-        let dir = place.holder(&self.vfs, path)?;
+        let dir = place.holder(&*self.vfs, path)?;
         let file = match self.vfs.create_temp(&dir) {
             // It gets its name while the directory is open for us.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.vfs.create_temp(&place.staging)?,
@@ -405,7 +405,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         };
         let joined = building.delta.is_some();
-        if joined && !building.close_gap(&self.vfs, offset, bytes.len() as u64) {
+        if joined && !building.close_gap(&*self.vfs, offset, bytes.len() as u64) {
             return self.fetch_whole(&path);
         }
         if offset != building.filled || building.filled + bytes.len() as u64 > building.size {

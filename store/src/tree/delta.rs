@@ -207,7 +207,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         };
         if let Some(Delta::Cutting(cutting)) = &mut building.delta {
-            let stepped = cutting.step(&self.vfs, &mut left);
+            let stepped = cutting.step(&*self.vfs, &mut left);
             self.apply.copy_left = left;
             return match (stepped, building.delta.take()) {
                 (Ok(true), Some(Delta::Cutting(cutting))) => {
@@ -230,7 +230,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return self.ask_ranges(path);
             }
             self.apply.copy_left = self.apply.copy_left.saturating_sub(u64::from(piece.chunk.length));
-            building.copy_piece(&self.vfs);
+            building.copy_piece(&*self.vfs);
         }
         Ok(())
     }

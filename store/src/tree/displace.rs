@@ -58,7 +58,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let disk = |source| TreeError::Disk { what: "filing a displaced version", source };
         let known = row.shown.clone().unwrap_or_default();
         let care = Care { rehash: true, take_open: true, ..self.care() };
-        let seen = look::look(&self.vfs, &place.staging, &id_name(id), Some(&known), care).map_err(disk)?;
+        let seen = look::look(&*self.vfs, &place.staging, &id_name(id), Some(&known), care).map_err(disk)?;
         let found = match (seen, known.shown.state.clone(), known.stamp) {
             (Look::Found(found), ..) => found,
             // A lease keeps us out (Samba): it is filed as what was shown, and looked at when it is free.
@@ -179,7 +179,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             };
             let known = ShownRow { shown: row.shown.clone(), stamp: row.stamp, provisional: true };
             let care = Care { settle: Duration::ZERO, ..self.care() };
-            match look::look(&self.vfs, &place.vault, &id_name(id), Some(&known), care).map_err(disk)? {
+            match look::look(&*self.vfs, &place.vault, &id_name(id), Some(&known), care).map_err(disk)? {
                 Look::Found(found) => {
                     if found.state.value != row.state.value {
                         let minted = self.mint_late(&path, &ShownRow { shown: row.shown.clone(), ..known }, &found)?;

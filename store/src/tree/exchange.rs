@@ -148,7 +148,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if let Some(content) = self.fresh.get(path, *hash) {
             return Some(content.to_vec());
         }
-        let file = self.vfs.open_file(contents.holder(&self.vfs, path).ok()?, path.name()).ok()?;
+        let file = self.vfs.open_file(contents.holder(&*self.vfs, path).ok()?, path.name()).ok()?;
         // The hash says whether it is still what is shown; the one byte more, whether it grew.
         let mut bytes = vec![0; usize::try_from(*size).ok()? + 1];
         let mut filled = 0;

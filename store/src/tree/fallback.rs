@@ -230,7 +230,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(false);
         };
         let care = Care { rehash: true, take_open: true, settle: std::time::Duration::ZERO, ..self.care() };
-        let found = match look::look(&self.vfs, dir, at.name(), None, care) {
+        let found = match look::look(&*self.vfs, dir, at.name(), None, care) {
             Ok(Look::Found(found)) => found,
             other => {
                 tracing::warn!(path = %at, ?other, "what a push displaced stays where it is");

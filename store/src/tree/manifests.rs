@@ -194,7 +194,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         while left > 0
             && let Some(cutting) = self.manifests.cuttings.first_mut()
         {
-            let stepped = cutting.step(&self.vfs, &mut left);
+            let stepped = cutting.step(&*self.vfs, &mut left);
             if matches!(stepped, Ok(false)) {
                 return;
             }

@@ -78,7 +78,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let care = Care { rehash, take_open, ..self.care() };
         let known = self.known_there(path, &row)?;
         let seen = match self.open_parent(place, path) {
-            Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), known.as_ref(), care),
+            Ok(Some(dir)) => look::look(&*self.vfs, &dir, path.name(), known.as_ref(), care),
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
@@ -92,7 +92,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if listed || !self.index.meta().paired || !matches!(self.local(path), Ok(None)) {
             return false;
         }
-        let Ok(found) = place.holder(&self.vfs, path).and_then(|dir| self.vfs.stat(&dir, path.name())) else {
+        let Ok(found) = place.holder(&*self.vfs, path).and_then(|dir| self.vfs.stat(&dir, path.name())) else {
             return false;
         };
         let shown = row.shown.as_ref().filter(|shown| shown.shown.state.is_some());

@@ -74,7 +74,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if meta.next_last == meta.last || file != Some(meta.next_last) {
             return Ok(());
         }
-        let durable = root::private(&self.vfs).and_then(|private| self.vfs.sync_dir(&private));
+        let durable = root::private(&*self.vfs).and_then(|private| self.vfs.sync_dir(&private));
         durable.map_err(|source| TreeError::Disk { what: "making .pleach/last durable", source })?;
         let meta = self.index.meta_mut();
         meta.last = meta.next_last;
@@ -148,7 +148,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     fn read_last(&self) -> io::Result<Option<Mark>> {
-        let file = match self.vfs.open_file(&root::private(&self.vfs)?, LAST) {
+        let file = match self.vfs.open_file(&root::private(&*self.vfs)?, LAST) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             other => other?,
         };
@@ -163,7 +163,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     fn write_last(&self, (seq, start): Mark) -> io::Result<()> {
-        let private = root::private(&self.vfs)?;
+        let private = root::private(&*self.vfs)?;
         let file = self.vfs.create_temp(&private)?;
         self.vfs.write_at(&file, 0, format!("{seq} {start:016x}\n").as_bytes())?;
         let file = self.vfs.finish_temp(file)?;

@@ -110,7 +110,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             .collect::<io::Result<_>>()
             .map_err(failed_sync)?;
         let staged: Vec<&V::File> = ops.iter().filter_map(|op| Some(&op.staged.as_ref()?.file)).collect();
-        let (vfs, handle) = (&self.vfs, self.apply.sync.as_ref());
+        let (vfs, handle) = (&*self.vfs, self.apply.sync.as_ref());
         let sync = || match handle {
             Some(handle) if staged.len() > SYNC_ONE_BY_ONE_MAX => vfs.sync_all(handle),
             _ => staged.iter().try_for_each(|file| vfs.sync_data(file)),
@@ -154,7 +154,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.begin_batch(place)?;
         }
         let (owners, staging) = (self.owners, &place.staging);
-        let staged = hands::each(&self.vfs, &place.root, &mut ops, |hands, op| hands.stage(op, staging, owners));
+        let staged = hands::each(&*self.vfs, &place.root, &mut ops, |hands, op| hands.stage(op, staging, owners));
         let mut whole = Vec::with_capacity(ops.len());
         for (op, staged) in ops.into_iter().zip(staged) {
             match staged {
@@ -301,13 +301,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         let owners = self.owners;
-        let mut named = hands::each(&self.vfs, &place.root, &mut new, |hands, op| hands.name(op, owners)).into_iter();
+        let mut named = hands::each(&*self.vfs, &place.root, &mut new, |hands, op| hands.name(op, owners)).into_iter();
         let outcome = |outcome: Option<_>| outcome.or_else(|| named.next()).unwrap_or(Ok(Outcome::Raced));
         outcomes.into_iter().map(outcome).collect()
     }
 
     fn carry_out(&self, place: &Place<V>, op: &Op<V>, id: u64) -> io::Result<Outcome> {
-        let dir = match place.holder(&self.vfs, &op.path) {
+        let dir = match place.holder(&*self.vfs, &op.path) {
             Ok(dir) => dir,
             Err(error) if is_no_dir(&error) => return Ok(Outcome::Raced),
             Err(error) => return Err(error),
@@ -379,7 +379,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 (Err(_), Err(_)) => {}
             }
         }
-        Ok(hands::stamp_of_put(&self.vfs, dir, op, self.owners))
+        Ok(hands::stamp_of_put(&*self.vfs, dir, op, self.owners))
     }
 
     /// A content did not get its name: a large one is kept, under its own id.
@@ -426,7 +426,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Err(error) => Err(error),
             };
         }
-        Ok(hands::stamp_of_put(&self.vfs, dir, op, self.owners))
+        Ok(hands::stamp_of_put(&*self.vfs, dir, op, self.owners))
     }
 
     fn is_dir(&self, dir: &V::Dir, name: &[u8]) -> io::Result<bool> {

@@ -260,7 +260,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(false);
         }
         let care = Care { rehash: true, take_open: true, ..Care::default() };
-        match look::look(&self.vfs, dir, intent.path.name(), None, care)? {
+        match look::look(&*self.vfs, dir, intent.path.name(), None, care)? {
             Look::Found(found) => Ok(found.state.value != state.value),
             _ => Ok(false),
         }
@@ -295,7 +295,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// What is left of a torn file is listed among the versions, and expires like one.
     fn list_torn(&mut self, place: &Place<V>, path: &TreePath, id: u64, row: &EntryRow) -> std::io::Result<()> {
         let care = Care { rehash: true, take_open: true, owners: self.owners, ..Care::default() };
-        let Look::Found(found) = look::look(&self.vfs, &place.vault, &id_name(id), None, care)? else { return Ok(()) };
+        let Look::Found(found) = look::look(&*self.vfs, &place.vault, &id_name(id), None, care)? else { return Ok(()) };
         let (size, hash) = content_of(&found.state.value);
         let filed = VaultRow {
             hash,
@@ -373,7 +373,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 let care = Care { rehash: true, take_open: true, owners: self.owners, ..Care::default() };
                 let seen = match self.open_parent(place, &path) {
-                    Ok(Some(dir)) => look::look(&self.vfs, &dir, path.name(), None, care),
+                    Ok(Some(dir)) => look::look(&*self.vfs, &dir, path.name(), None, care),
                     Ok(None) => Ok(Look::Gone),
                     Err(error) => Err(error),
                 };

@@ -477,7 +477,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 let file = self.vfs.open_file(&dir, &name)?;
                 let known = made.vaulted.is_some() && size > READ_AGAIN_MAX;
-                if !known && look::hash_file(&self.vfs, &file)? != (hash, size) {
+                if !known && look::hash_file(&*self.vfs, &file)? != (hash, size) {
                     torn.insert(made.path.clone());
                     return Ok(false);
                 }

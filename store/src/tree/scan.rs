@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
@@ -22,6 +23,9 @@ const AHEAD_MAX: usize = 64;
 const AHEAD_NAMES_MAX: usize = 4_096;
 /// Names of a directory that are looked at before any of them is judged.
 const LOOKS_AT_ONCE: usize = 256;
+/// New files of the next directories that are read while one is judged, and bytes of theirs that are kept.
+const READ_AHEAD_MAX: usize = 256;
+const READ_AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What a scan saw.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -32,6 +36,10 @@ pub struct ScanStats {
     pub minted: u64,
     /// Files that were being written, to be looked at again.
     pub busy: u64,
+    /// Files that were read and hashed.
+    pub read: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
 }
 
 /// Directories that wait to be walked; they are found again from their parents, so the bound is
@@ -45,13 +53,20 @@ pub struct Scan<V: Vfs> {
     stats: ScanStats,
     /// The root as it was when the walk began.
     root: Option<RootIdentity>,
-    /// Directories of the stack that were looked at, several at a time; at most [`AHEAD_MAX`].
+    /// Directories of the stack that were looked at before their turn; at most [`AHEAD_MAX`].
     ahead: BTreeMap<TreePath, Listed<V>>,
 }
 
 impl<V: Vfs> std::fmt::Debug for Scan<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Scan").field("stack", &self.stack).field("stats", &self.stats).finish_non_exhaustive()
+    }
+}
+
+impl<V: Vfs> Scan<V> {
+    /// What it saw so far.
+    pub const fn stats(&self) -> &ScanStats {
+        &self.stats
     }
 }
 
@@ -64,6 +79,19 @@ struct Listed<V: Vfs> {
     names: Names,
     /// What its names show, where that was looked at; none where it would not tell whether anything changed.
     shows: Option<Shows>,
+    /// What was seen of new files in it.
+    looks: Looks,
+}
+
+type Looks = BTreeMap<TreePath, io::Result<Look>>;
+
+/// A directory that was listed before its turn, with the files in it that are new.
+type Next<V> = (TreePath, Listed<V>, Vec<TreePath>);
+
+impl<V: Vfs> Listed<V> {
+    fn new((dir, names): (V::Dir, Names)) -> Self {
+        Self { dir, names, shows: None, looks: Looks::new() }
+    }
 }
 
 /// What the names of a directory show.
@@ -176,7 +204,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.waits {
             return Ok(());
         }
-        scan.root.get_or_insert_with(|| self.identity.clone());
+        if *scan.root.get_or_insert_with(|| self.identity.clone()) != self.identity {
+            scan.ahead.clear();
+        }
         let enough = scan.stats.entries.saturating_add(entries);
         while scan.stats.entries < enough
             && let Some(dir) = scan.stack.pop()
@@ -186,12 +216,68 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.look_ahead(&place, scan);
                 scan.stack.pop();
             }
-            let (listed, in_doubt) = (scan.ahead.remove(&dir), scan.in_doubt.contains(&dir));
-            let below = self.scan_dir(&place, (&dir, listed), in_doubt, &mut scan.stats)?;
+            let below = self.scan_next(&place, scan, &dir)?;
             scan.stack.extend(below.into_iter().rev());
             self.index.commit_if_large()?;
         }
         Ok(())
+    }
+
+    /// Looks at the direct children of a directory; in a tree that pairs, new files of the next ones are read meanwhile.
+    fn scan_next(&mut self, place: &Place<V>, scan: &mut Scan<V>, path: &TreePath) -> Result<Vec<TreePath>, TreeError> {
+        let (listed, in_doubt) = (scan.ahead.remove(path), scan.in_doubt.contains(path));
+        if self.index.meta().paired {
+            return self.scan_dir(place, (path, listed), in_doubt, &mut scan.stats);
+        }
+        let next = self.list_ahead(place, scan)?;
+        let (vfs, root, care) = (Arc::clone(&self.vfs), &place.root, self.care());
+        let read = || {
+            let mut new: Vec<(&V::Dir, &TreePath)> = Vec::new();
+            for (_, listed, paths) in &next {
+                new.extend(paths.iter().map(|path| (&listed.dir, path)));
+            }
+            hands::each(&*vfs, root, &mut new, |_, (dir, path)| look::look(&*vfs, dir, path.name(), None, care))
+        };
+        let judge = || self.scan_dir(place, (path, listed), in_doubt, &mut scan.stats);
+        let (looks, below) = hands::both(&*vfs, read, judge);
+        let mut looks = looks.into_iter();
+        for (path, mut listed, new) in next {
+            listed.looks = new.into_iter().zip(&mut looks).collect();
+            scan.ahead.insert(path, listed);
+        }
+        let kept = scan.ahead.values_mut().flat_map(|listed| listed.looks.values_mut());
+        let mut left = READ_AHEAD_BYTES_MAX;
+        for found in kept.filter_map(|look| look.as_mut().ok()) {
+            found.keep_within(&mut left);
+        }
+        below
+    }
+
+    /// Lists the next directories, and says which files in them are new; not so many that their looks would fill memory.
+    fn list_ahead(&self, place: &Place<V>, scan: &Scan<V>) -> Result<Vec<Next<V>>, TreeError> {
+        let (mut next, mut there) = (Vec::new(), scan.ahead.values().map(|listed| listed.looks.len()).sum::<usize>());
+        for path in scan.stack.iter().rev().take(AHEAD_MAX) {
+            if there >= READ_AHEAD_MAX || scan.ahead.len() + next.len() >= AHEAD_MAX {
+                break;
+            }
+            if scan.ahead.contains_key(path) {
+                continue;
+            }
+            let Ok(listed) = list_dir(&*self.vfs, &place.root, path) else { continue };
+            let listed = Listed::new(listed);
+            // Its own rules come first.
+            if listed.names.len() > AHEAD_NAMES_MAX || listed.names.contains_key(ignore::FILE_NAME) {
+                continue;
+            }
+            let known: BTreeMap<TreePath, EntryRow> = self.index.children(path)?.into_iter().collect();
+            let paths: Vec<TreePath> = listed.names.keys().filter_map(|name| path.join(name).ok()).collect();
+            let mut new: Vec<TreePath> =
+                paths.into_iter().filter(|path| self.is_new(path, &listed.names, &known)).collect();
+            new.truncate(READ_AHEAD_MAX - there);
+            there += new.len();
+            next.push((path.clone(), listed, new));
+        }
+        Ok(next)
     }
 
     /// Looks at the direct children of one directory; returns those that are directories.
@@ -202,8 +288,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         in_doubt: bool,
         stats: &mut ScanStats,
     ) -> Result<Vec<TreePath>, TreeError> {
-        let list = || list_dir(&self.vfs, &place.root, path).map(|(dir, names)| Listed { dir, names, shows: None });
-        let listed = match listed.map_or_else(list, Ok) {
+        let list = || list_dir(&*self.vfs, &place.root, path).map(Listed::new);
+        let mut listed = match listed.map_or_else(list, Ok) {
             Ok(listed) => listed,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 // It went while we walked: its own look tells.
@@ -226,6 +312,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Vec::new());
             }
         };
+        let mut looks = std::mem::take(&mut listed.looks);
         let Listed { dir, names, .. } = &listed;
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
             // Without its rules what it ignores would be told to everybody.
@@ -257,7 +344,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         paths.sort_by_cached_key(|path| (names.contains_key(path.name()), path.clone()));
         let mut below = Vec::new();
         for part in paths.chunks(LOOKS_AT_ONCE) {
-            let mut looks = self.look_at_new(place, dir, part, names, &known);
+            self.look_at_new(place, dir, part, names, &known, &mut looks);
             for child in part {
                 let row = known.get(child).cloned().unwrap_or_default();
                 let hint = names.get(child.name()).copied().flatten();
@@ -270,7 +357,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(below)
     }
 
-    /// Looks at files of which nothing is known, several at a time: they are to be read and hashed.
+    /// Whether a name is a file of which nothing is known: it is to be read and hashed.
+    fn is_new(&self, path: &TreePath, names: &Names, known: &BTreeMap<TreePath, EntryRow>) -> bool {
+        names.get(path.name()) == Some(&Some(Kind::File))
+            && known.get(path).is_none_or(|row| row.shown.is_none())
+            && matches!(self.local(path), Ok(None))
+            && !self.options.ignore.ignored(path, false)
+    }
+
+    /// Looks at new files that were not looked at yet, several at a time.
     fn look_at_new(
         &self,
         place: &Place<V>,
@@ -278,18 +373,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         paths: &[TreePath],
         names: &Names,
         known: &BTreeMap<TreePath, EntryRow>,
-    ) -> BTreeMap<TreePath, io::Result<Look>> {
-        let is_file = |path: &TreePath| names.get(path.name()) == Some(&Some(Kind::File));
-        let is_new = |path: &&TreePath| {
-            let shown = known.get(path).is_some_and(|row| row.shown.is_some());
-            let local = matches!(self.local(path), Ok(Some(_)));
-            is_file(path) && !shown && !local && !self.options.ignore.ignored(path, false)
-        };
+        looks: &mut Looks,
+    ) {
+        let is_new = |path: &&TreePath| !looks.contains_key(*path) && self.is_new(path, names, known);
         let mut new: Vec<&TreePath> = paths.iter().filter(is_new).collect();
-        let (vfs, care) = (&self.vfs, self.care());
-        let look = |path: &mut &TreePath| look::look(vfs, dir, path.name(), None, care);
-        let looks = hands::each(vfs, &place.root, &mut new, |_, path| look(path));
-        new.into_iter().cloned().zip(looks).collect()
+        let (vfs, care) = (&*self.vfs, self.care());
+        let seen = hands::each(vfs, &place.root, &mut new, |_, path| look::look(vfs, dir, path.name(), None, care));
+        looks.extend(new.into_iter().cloned().zip(seen));
     }
 
     /// Directories in which something is to be looked at although it shows what it showed.
@@ -300,7 +390,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Looks at the next directories, several at a time.
     fn look_ahead(&self, place: &Place<V>, scan: &mut Scan<V>) {
         scan.ahead.clear();
-        let (vfs, root, rules, sum) = (&self.vfs, &place.root, &self.options.ignore, self.index.disk_sum());
+        let (vfs, root, rules, sum) = (&*self.vfs, &place.root, &self.options.ignore, self.index.disk_sum());
         let look = |path: &TreePath| -> Option<Listed<V>> {
             let (dir, names) = list_dir(vfs, root, path).ok()?;
             if names.len() > AHEAD_NAMES_MAX {
@@ -309,7 +399,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             // Rules of its own may be others by now.
             let ruled = names.contains_key(ignore::FILE_NAME) || rules.has_file(path);
             let shows = (!ruled).then(|| look_over((vfs, rules), sum, (&dir, path), &names)).flatten();
-            Some(Listed { dir, names, shows })
+            Some(Listed { dir, names, shows, looks: Looks::new() })
         };
         let mut next: Vec<TreePath> = scan.stack.iter().rev().take(AHEAD_MAX).cloned().collect();
         let looks = hands::each(vfs, root, &mut next, |_, path| look(path));
@@ -327,12 +417,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !self.index.meta().paired {
             return Ok(None);
         }
-        let Listed { dir, names, shows } = listed;
+        let Listed { dir, names, shows, .. } = listed;
         let now;
         let shows = match shows {
             Some(shows) => shows,
             None => {
-                let from = (&self.vfs, &self.options.ignore);
+                let from = (&*self.vfs, &self.options.ignore);
                 now = look_over(from, self.index.disk_sum(), (dir, path), names);
                 let Some(shows) = &now else { return Ok(None) };
                 shows
@@ -371,9 +461,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         stats.entries += 1;
-        let look = || look::look(&self.vfs, dir, child.name(), there.as_ref(), self.care());
+        let look = || look::look(&*self.vfs, dir, child.name(), there.as_ref(), self.care());
         let seen = seen.unwrap_or_else(look);
-        let is_dir = matches!(&seen, Ok(Look::Found(f)) if f.state.value == Value::Dir);
+        let mut is_dir = false;
+        if let Ok(Look::Found(found)) = &seen {
+            is_dir = found.state.value == Value::Dir;
+            // What shows the stamp that it showed is not read.
+            let read = there.is_none_or(|there| there.provisional || there.stamp != Some(found.stamp));
+            if let (true, Value::File { size, .. }) = (read, &found.state.value) {
+                (stats.read, stats.read_bytes) = (stats.read + 1, stats.read_bytes + size);
+            }
+        }
         match self.judge(&child, row, seen)? {
             Observed::Minted => stats.minted += 1,
             Observed::Busy => {

@@ -149,7 +149,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     fn read_listed(&mut self, mut reading: Reading<V>, left: &mut u64) {
-        match reading.step(&self.vfs, left) {
+        match reading.step(&*self.vfs, left) {
             Ok(None) => self.unlisted.reading = Some(reading),
             Ok(Some(value)) => self.list_version(reading.id, &reading.meta, value),
             Err(error) => self.list_later(reading.id, &error),
