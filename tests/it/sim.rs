@@ -38,6 +38,13 @@ fn what_a_replaced_session_was_asked_for_is_asked_again() {
     run(2_767, false).unwrap();
 }
 
+/// Found by seed 401516: a store that was put back knew a content that its user had removed, which kept a directory of `atomic`
+/// away on all nodes; what such a directory lacks was not asked for where lost contents are told from a fault.
+#[test]
+fn a_directory_that_lacks_a_lost_content_may_stay_away() {
+    assert_eq!(run(401_516, false).unwrap().lost_with_power, 1);
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

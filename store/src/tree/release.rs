@@ -256,6 +256,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.releases.held.iter().filter(|(_, release)| whole(release)).map(|(path, _)| path.clone()).collect()
     }
 
+    /// Directories that do not appear yet, each with a path beneath it whose content did not come, where there is one.
+    pub fn held_releases(&self) -> impl Iterator<Item = (&TreePath, Option<&TreePath>)> {
+        self.releases.held.iter().map(|(path, release)| (path, release.lacks.as_ref()))
+    }
+
     /// Peers know nothing more of such a directory than was known here when it was whole.
     pub fn release_told(&mut self, path: &TreePath) {
         if let Some(release) = self.releases.held.get_mut(path).filter(|release| !release.changed) {

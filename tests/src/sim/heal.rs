@@ -86,12 +86,12 @@ impl World {
         Ok(news || self.lines.iter().any(Line::is_busy))
     }
 
-    /// Stuck paths, and the nodes that hold what is to be there.
+    /// Paths that are kept back, and the nodes that hold what is to be there.
     fn who_holds(&self) -> Vec<(usize, TreePath, Vec<usize>)> {
         let held: Vec<_> = self.nodes.iter().map(|node| held(&node.model)).collect();
         let holders = |hash: Hash| (0..held.len()).filter(|n| held[*n].contains(&hash.0)).collect();
         let open = self.nodes.iter().enumerate().filter_map(|(n, node)| Some((n, node.model.tree.as_ref()?)));
-        open.flat_map(|(n, tree)| tree.stuck_paths().into_iter().map(move |path| (n, tree, path)))
+        open.flat_map(|(n, tree)| kept_back(tree).map(move |path| (n, tree, path)))
             .map(|(n, tree, path)| (n, wanted(tree, path), path))
             .map(|(n, wanted, path)| (n, path.clone(), wanted.map_or_else(Vec::new, holders)))
             .collect()
@@ -103,7 +103,7 @@ impl World {
         let lost = |tree: &ModelTree, path: &TreePath| wanted(tree, path).is_some_and(|hash| !held.contains(&hash.0));
         let stuck = || {
             let open = self.nodes.iter().filter_map(|node| Some((node, node.model.tree.as_ref()?)));
-            open.flat_map(|(node, tree)| tree.stuck_paths().into_iter().map(move |path| (node, tree, path)))
+            open.flat_map(|(node, tree)| kept_back(tree).map(move |path| (node, tree, path)))
         };
         let stands = |node: &SimNode, tree: &ModelTree, path: &TreePath| {
             tree.problems().get(path).is_some_and(|why| node.stands(why))
@@ -111,6 +111,13 @@ impl World {
         stuck().all(|(node, tree, path)| lost(tree, path) || stands(node, tree, path))
             && stuck().any(|(_, tree, path)| lost(tree, path))
     }
+}
+
+/// What keeps a tree from rest: paths that cannot be applied; and of each directory that is to appear only when it is complete
+/// the path whose content did not come, or itself where it waits for something else.
+fn kept_back(tree: &ModelTree) -> impl Iterator<Item = &TreePath> {
+    let held = tree.held_releases().map(|(top, lacks)| lacks.unwrap_or(top));
+    tree.stuck_paths().into_iter().chain(held)
 }
 
 /// The contents that a node holds: what is in its vault, and what its journal knows to be shown. What users made where the
