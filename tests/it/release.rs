@@ -197,6 +197,62 @@ fn what_is_only_planned_again_is_no_change_of_it() {
     assert!(b.disk.user().exists("releases/1/large") && !b.disk.user().exists("x"));
 }
 
+/// Publishers both, of which nobody has the content of `releases/1/f` any more: a store that was put back, but not its disk,
+/// knows what its user removed.
+fn bereft() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = publisher();
+    a.atomic.clone_from(&b.atomic);
+    a.start().unwrap();
+    let look = |node: &mut ModelNode| {
+        let tree = node.tree.as_mut().unwrap();
+        tree.scan().unwrap();
+        tree.commit().unwrap();
+        tree.mark_last().unwrap();
+    };
+    a.disk.user().mkdir_all("releases/1").unwrap();
+    a.disk.user().write("releases/1/f", "of a").unwrap();
+    look(&mut a);
+    let store = a.kv.image();
+    a.disk.user().remove_all("releases/1").unwrap();
+    look(&mut a);
+    a.tree = None;
+    a.kv.put_back(&store);
+    a.start().unwrap();
+    assert_eq!(rest(&mut a, &mut b), []);
+    (a, b)
+}
+
+/// Found by seed 401516; a scan that found nothing at its path ended the problem.
+#[test]
+fn one_that_lacks_a_lost_content_stays_away_as_a_problem_until_somebody_writes_it_again() {
+    let (mut a, mut b) = bereft();
+    for node in [&a, &b] {
+        let tree = node.tree.as_ref().unwrap();
+        let held: Vec<_> = tree.held_releases().collect();
+        assert_eq!(held, [(&path("releases/1"), Some(&path("releases/1/f")))]);
+        let why = tree.problems().get(&path("releases/1")).map(String::as_str);
+        assert_eq!(why, Some("it appears once all of it is here; the content of 'releases/1/f' is not"));
+        assert!(!node.disk.user().exists("releases/1"));
+    }
+    a.disk.user().mkdir_all("releases/1").unwrap();
+    a.disk.user().write("releases/1/f", "of a again").unwrap();
+    tell(&mut a, &mut b, "releases/1");
+    assert_eq!(a.seen(), b.seen());
+    assert_eq!(b.disk.user().read("releases/1/f").unwrap(), b"of a again");
+    assert!([&a, &b].iter().all(|node| node.tree.as_ref().unwrap().problems().is_empty()));
+}
+
+/// One that lacked a content waited for up to five minutes although a peer had come that has it.
+#[test]
+fn what_is_lacking_is_asked_for_again_once_a_peer_comes() {
+    let (_, mut b) = bereft();
+    let tree = b.tree.as_mut().unwrap();
+    assert_eq!(tree.apply().unwrap(), []);
+    tree.retry_stuck_now();
+    let asked: Vec<TreePath> = tree.apply().unwrap().into_iter().map(|want| want.path).collect();
+    assert_eq!(asked, [path("releases/1/f")]);
+}
+
 /// A version in the vault that the power tore has the length that it was noted with.
 #[test]
 fn a_torn_content_is_fetched_before_it_appears() {

@@ -490,12 +490,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.apply.stuck.keys().collect()
     }
 
-    /// Tries the stuck paths again at once: something changed that may help them.
+    /// Tries the stuck paths again at once, and directories that lack a content: something changed that may help them.
     pub fn retry_stuck_now(&mut self) {
         let now = self.now();
         for stuck in self.apply.stuck.values_mut() {
             *stuck = Stuck { retry_at: now, pause_secs: RETRY_SECS_MIN };
         }
+        self.retry_releases_now();
     }
 
     /// When the next stuck path is to be tried again, or the next unreadable one.

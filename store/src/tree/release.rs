@@ -197,6 +197,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && !self.releases.plain.contains(path)
     }
 
+    /// Whether one could not be carried on, and is tried again.
+    pub(super) fn is_release_stuck(&self, path: &TreePath) -> bool {
+        self.releases.held.get(path).is_some_and(|release| release.retry_at.is_some())
+    }
+
+    /// Tries those again at once that could not be carried on.
+    pub(super) fn retry_releases_now(&mut self) {
+        let now = self.now();
+        for release in self.releases.held.values_mut().filter(|release| release.retry_at.is_some()) {
+            (release.retry_at, release.pause_secs) = (Some(now), 1);
+        }
+    }
+
     /// Whether a symbolic link leads into one that is to appear and does not yet.
     pub(super) fn leads_into_release(&self, link: &TreePath, target: &[u8]) -> Result<bool, TreeError> {
         if self.options.atomic.has_none() {

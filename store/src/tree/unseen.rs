@@ -54,7 +54,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let was = self.unseen.remove(path);
         // What could not be applied is over when it is.
-        if (!listing || was.is_some()) && !self.apply.is_stuck(path) {
+        if (!listing || was.is_some()) && !self.apply.is_stuck(path) && !self.is_release_stuck(path) {
             self.clear_problem(path);
         }
     }
