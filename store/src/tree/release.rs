@@ -188,13 +188,15 @@ fn led_to(link: &TreePath, target: &[u8]) -> Vec<TreePath> {
 }
 
 impl<V: Vfs, K: Kv> Tree<V, K> {
-    /// Whether a directory is to appear only when it is complete: the topmost that the config's rules name.
+    /// Whether a directory is to appear only when it is complete: the topmost that the config's rules name. What is ignored is not
+    /// to appear at all.
     pub(super) fn is_release(&self, path: &TreePath) -> bool {
         let rules = &self.options.atomic;
         !rules.has_none()
             && rules.ignored_itself(path, true)
             && !path.parents().any(|dir| !dir.is_root() && rules.ignored_itself(&dir, true))
             && !self.releases.plain.contains(path)
+            && !self.options.ignore.ignored(path, true)
     }
 
     /// Whether one could not be carried on, and is tried again.
