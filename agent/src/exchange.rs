@@ -30,7 +30,7 @@ const TO_APPLY_MAX: usize = 1_024;
 /// How often what is left for a peer is counted anew while work goes on, in nanoseconds.
 const COUNT_EVERY: u64 = 500_000_000;
 /// Changes that are counted one by one; beyond them the distance of the positions is told.
-const COUNT_MAX: usize = 2_000;
+const COUNT_MAX: usize = 500;
 
 /// What a session is told by a tree.
 #[derive(Debug)]

@@ -139,6 +139,12 @@ impl TreePath {
         self.0.split(|b| *b == b'/').filter(|c| !c.is_empty())
     }
 
+    /// Whether this is a path or lies beneath it.
+    #[must_use]
+    pub fn is_within(&self, top: &Self) -> bool {
+        self == top || self.is_beneath(top)
+    }
+
     /// Whether it lies beneath `dir` (and is not `dir` itself).
     #[must_use]
     pub fn is_beneath(&self, dir: &Self) -> bool {

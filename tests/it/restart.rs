@@ -189,3 +189,39 @@ fn what_the_first_scan_found_is_told_while_it_goes_on_and_a_crash_in_it_changes_
         }
     }
 }
+
+/// In a tree that pairs, new files of the next directories are read while one is judged.
+#[test]
+fn what_changes_after_it_was_read_ahead_is_seen() {
+    let mut a = ModelNode::new(1);
+    for path in ["a/f", "b/edited", "b/gone", "b/kept", "c/f"] {
+        a.disk.user().mkdir_all(path.split('/').next().unwrap()).unwrap();
+        a.disk.user().write(path, format!("old {path}")).unwrap();
+    }
+    a.disk.advance(1_000_000_000);
+    a.start().unwrap();
+    let tree = a.tree.as_mut().unwrap();
+    let mut scan = tree.begin_scan();
+    while tree.entry(&TreePath::parse(b"a/f").unwrap()).unwrap().is_none() {
+        assert!(!tree.scan_on(&mut scan, 1).unwrap());
+    }
+    assert!(format!("{scan:?}").contains("read ahead: 4"), "{scan:?}");
+    a.disk.user().write("b/edited", "new").unwrap();
+    a.disk.user().remove("b/gone").unwrap();
+    a.disk.user().write("b/made", "made").unwrap();
+    while !tree.scan_on(&mut scan, 1).unwrap() {}
+    // As the watcher does, which saw all of it.
+    for name in ["edited", "gone", "made"] {
+        tree.look_again(&TreePath::parse(format!("b/{name}").as_bytes()).unwrap(), false, false);
+    }
+    tree.catch_up().unwrap();
+    tree.commit().unwrap();
+    let mut b = ModelNode::new(2);
+    b.start().unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    let read = |path: &str| b.disk.user().read(path).ok().map(|bytes| String::from_utf8(bytes).unwrap());
+    assert_eq!(read("b/edited").as_deref(), Some("new"));
+    assert_eq!(read("b/gone"), None);
+    assert_eq!(read("b/kept").as_deref(), Some("old b/kept"));
+    assert_eq!(read("b/made").as_deref(), Some("made"));
+}

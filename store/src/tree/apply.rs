@@ -11,7 +11,7 @@ use pleach_protocol::session::What;
 use pleach_protocol::time::Time;
 
 use super::content::{self, Building, Staged, Whole};
-use super::perform::{Op, OpKind};
+use super::perform::{Op, OpKind, Ops};
 use super::plan::Plan;
 use super::{PAUSE_SECS_MAX, Tree, TreeError, content_of, is_due};
 use crate::index;
@@ -386,7 +386,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Plans every path of the window; returns what can be done at once.
-    fn plan_window(&mut self, place: &Place<V>, wants: &mut Vec<Want>) -> Result<Vec<Op<V>>, TreeError> {
+    fn plan_window(&mut self, place: &Place<V>, wants: &mut Vec<Want>) -> Result<Ops<V>, TreeError> {
         let mut ops = Vec::new();
         let hold = self.holds_staged();
         // What is to go comes first, for its content may be wanted under another name; then in the
@@ -431,7 +431,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                         Some(Progress::Whole(content)) if put == Some(content.hash) => (None, Some(content)),
                         _ => (None, None),
                     };
-                    ops.push(Op { path, kind, row, view, staged, content });
+                    ops.push(Box::new(Op { path, kind, row, view, staged, content }));
                 }
             }
         }

@@ -134,11 +134,6 @@ fn vault_text(id: u64) -> String {
     }
 }
 
-/// Whether a path is the other or lies beneath it.
-fn within(path: &TreePath, top: &TreePath) -> bool {
-    top.is_root() || path == top || path.is_beneath(top)
-}
-
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// The conflicts at a path and beneath it.
     ///
@@ -172,7 +167,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let Some((last, _)) = rows.last() else { return Ok(paths) };
             start.clone_from(last);
             start.push(0);
-            let here = rows.iter().filter_map(|(key, _)| rows::key_path(key)).filter(|path| within(path, top));
+            let here = rows.iter().filter_map(|(key, _)| rows::key_path(key)).filter(|path| path.is_within(top));
             paths.extend(here);
         }
     }

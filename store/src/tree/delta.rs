@@ -4,8 +4,6 @@
 //! goes on where it broke off like any other (partial.rs). Every copied chunk is verified before it counts
 //! and the whole at the end; whatever does not fit makes the node ask for the content as a whole.
 
-use std::io;
-
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::What;
@@ -14,7 +12,7 @@ use pleach_protocol::wire::{PARTS_KNOWN_MAX, RANGES_MAX};
 use super::apply::{Progress, Work};
 use super::content::{Building, Local};
 use super::manifests::Cutting;
-use super::{Tree, TreeError, Want, WantId, content_of};
+use super::{Tree, TreeError, Want, WantId, content_of, hands};
 use crate::chunks::{CUT_BYTES_MAX, ChunkSizes, Cutter, Manifest, Piece, answer_bytes_max, join, ranges};
 use crate::kv::Kv;
 use crate::rows::{self, EntryRow, VaultRow};
@@ -22,6 +20,8 @@ use crate::vfs::Vfs;
 
 /// Contents put together at once, and their bytes: their manifests are in memory.
 const DELTAS_MAX: usize = 16;
+/// Bytes that are written while they are verified.
+const RUN_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that are copied between two ranges of one request.
 const GAP_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
@@ -59,6 +59,23 @@ pub(super) enum Delta<V: Vfs> {
     Joining { old: V::File, pieces: Vec<Piece>, next: usize },
 }
 
+/// Reads so many bytes behind those that are there; where it cannot, these stay alone.
+fn read_more<V: Vfs>(vfs: &V, file: &V::File, from: u64, length: usize, bytes: &mut Vec<u8>) -> bool {
+    let begin = bytes.len();
+    bytes.resize(begin + length, 0);
+    let mut filled = begin;
+    while filled < bytes.len() {
+        match vfs.read_at(file, from + (filled - begin) as u64, &mut bytes[filled..]) {
+            Ok(n) if n > 0 => filled += n,
+            _ => {
+                bytes.truncate(begin);
+                return false;
+            }
+        }
+    }
+    true
+}
+
 impl<V: Vfs> Building<V> {
     /// The piece that comes next, and where it is to be copied from.
     fn next_piece(&self) -> Option<&Piece> {
@@ -68,41 +85,52 @@ impl<V: Vfs> Building<V> {
         }
     }
 
-    /// Copies the next piece; says whether it was what it should be. What was not is asked for.
-    fn copy_piece(&mut self, vfs: &V) -> bool {
+    /// Copies the next pieces, those of them that begin before `until` and about [`RUN_BYTES`] at most, through a buffer;
+    /// says whether the first was what it should be. What was not is asked for. What is written of it is written again
+    /// then: only what was verified counts as filled.
+    fn copy_run(&mut self, vfs: &V, until: u64, run: &mut Vec<u8>) -> bool {
         let Some(Delta::Joining { old, pieces, next }) = &mut self.delta else { return false };
-        let Some(piece) = pieces.get_mut(*next) else { return false };
-        let Some(from) = piece.from else { return false };
-        let copy = || -> io::Result<Option<Vec<u8>>> {
-            let mut bytes = vec![0; piece.chunk.length as usize];
-            let mut read = 0;
-            while read < bytes.len() {
-                match vfs.read_at(old, from + read as u64, &mut bytes[read..])? {
-                    0 => return Ok(None),
-                    n => read += n,
-                }
+        let Some(ahead) = pieces.get_mut(*next..).filter(|ahead| !ahead.is_empty()) else { return false };
+        run.clear();
+        let mut lengths = Vec::new();
+        let begins = ahead.first().is_some_and(|piece| piece.start() == self.filled);
+        for piece in ahead.iter().take_while(|piece| begins && piece.start() < until) {
+            let (Some(from), length) = (piece.from, piece.chunk.length as usize) else { break };
+            if run.len() >= RUN_BYTES || !read_more(vfs, old, from, length, run) {
+                break;
             }
-            if *blake3::hash(&bytes).as_bytes() != piece.chunk.hash {
-                return Ok(None);
-            }
-            vfs.write_at(&self.file, self.filled, &bytes)?;
-            Ok(Some(bytes))
-        };
-        let copied = if self.filled == piece.start() { copy() } else { Ok(None) };
-        if let Ok(Some(bytes)) = copied {
-            self.hasher.update(&bytes);
-            self.filled = piece.end;
-            *next += 1;
-            return true;
+            lengths.push(length);
         }
-        piece.from = None;
-        false
+        let mut hasher = self.hasher.clone();
+        let verify = || {
+            let (mut rest, mut good) = (&run[..], 0usize);
+            for (piece, length) in ahead.iter().zip(&lengths) {
+                let (bytes, behind) = rest.split_at(*length);
+                if *blake3::hash(bytes).as_bytes() != piece.chunk.hash {
+                    break;
+                }
+                hasher.update(bytes);
+                (rest, good) = (behind, good + 1);
+            }
+            good
+        };
+        let (written, good) = hands::both(vfs, || vfs.write_at(&self.file, self.filled, run), verify);
+        let last = good.checked_sub(1).filter(|_| written.is_ok()).and_then(|last| ahead.get(last));
+        let Some(end) = last.map(|piece| piece.end) else {
+            if let Some(piece) = ahead.first_mut() {
+                piece.from = None;
+            }
+            return false;
+        };
+        (self.hasher, self.filled, *next) = (hasher, end, *next + good);
+        true
     }
 
     /// Whether bytes at an offset are what was asked for, once what lies before them is copied.
     pub(super) fn close_gap(&mut self, vfs: &V, offset: u64, length: u64) -> bool {
+        let mut run = Vec::new();
         while self.filled < offset {
-            if !self.copy_piece(vfs) {
+            if !self.copy_run(vfs, offset, &mut run) {
                 return false;
             }
         }
@@ -224,13 +252,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 (Err(_), _) => self.fetch_whole(path),
             };
         }
+        let mut run = Vec::new();
         while self.apply.copy_left > 0 {
             let Some(piece) = building.next_piece() else { return self.end_delta(path) };
             if piece.from.is_none() {
                 return self.ask_ranges(path);
             }
-            self.apply.copy_left = self.apply.copy_left.saturating_sub(u64::from(piece.chunk.length));
-            building.copy_piece(&*self.vfs);
+            building.copy_run(&*self.vfs, u64::MAX, &mut run);
+            self.apply.copy_left = self.apply.copy_left.saturating_sub(run.len() as u64);
         }
         Ok(())
     }

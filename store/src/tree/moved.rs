@@ -59,10 +59,6 @@ fn key() -> Vec<u8> {
     vec![Space::Moved as u8]
 }
 
-fn is_within(path: &TreePath, dir: &TreePath) -> bool {
-    path == dir || path.is_beneath(dir)
-}
-
 /// Whether the disk shows exactly what is known of a path, which nobody disputes.
 fn is_settled(row: &EntryRow, view: &State) -> bool {
     let Some(shown) = row.shown.as_ref().filter(|shown| !shown.provisional && shown.stamp.is_some()) else {
@@ -85,7 +81,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// [`TreeError`].
     pub fn begin_move(&mut self, to: &TreePath) -> Result<Option<Moved>, TreeError> {
         let both = self.options.direction == Direction::Both;
-        if !both || self.waits || self.scan_due || to.is_root() || self.index.row(to)?.shown.is_some_and(is_there) {
+        if !both || self.waits || self.scan_due || to.is_root() || is_there(&self.index.row(to)?) {
             return Ok(None);
         }
         let place = self.enter()?;
@@ -169,8 +165,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if meta.kind != Kind::Dir || meta.mount_point {
             return Ok(None);
         }
-        for path in self.dirty.keys().filter(|path| !path.is_root() && !is_within(path, to)).take(LEFT_MAX) {
-            let shown = self.index.row(path)?.shown.filter(|s| is_there_as(s, &Value::Dir));
+        for path in self.dirty.keys().filter(|path| !path.is_root() && !path.is_within(to)).take(LEFT_MAX) {
+            let shown = self.index.row(path)?.shown.filter(is_dir);
             let same = shown.and_then(|s| s.stamp).is_some_and(|s| (s.inode, s.btime) == (meta.inode, meta.btime));
             let left = || match self.open_parent(place, path) {
                 Ok(Some(dir)) => matches!(self.vfs.stat(&dir, path.name()), Ok(None)),
@@ -194,7 +190,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut parts = Vec::with_capacity(rows.len());
         for (path, row) in rows {
             if view::own(&row.entry).is_none() {
-                if is_live(&row) || row.shown.is_some_and(is_there) || row.pairing != Pairing::No || path == *dir {
+                if is_live(&row) || is_there(&row) || row.pairing != Pairing::No || path == *dir {
                     return Ok(None);
                 }
                 continue;
@@ -217,7 +213,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether nothing that concerns either place has to be decided path by path.
     fn may_move(&self, from: &TreePath, to: &TreePath) -> bool {
-        let concerns = |path: &TreePath| is_within(path, from) || is_within(path, to);
+        let concerns = |path: &TreePath| path.is_within(from) || path.is_within(to);
         let listed = self.problems.keys().chain(&self.mounts).chain(self.unseen.keys()).any(concerns);
         let linked = self.linked.values().flatten().any(concerns);
         let plain = self.index.meta().paired && self.locals == 0 && !self.pairs_locals && self.follows.is_none();
@@ -229,21 +225,18 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut digest = Digest::default();
         for Part { path, row, view } in parts {
             let Some(target) = moved.target(path) else { return Ok(None) };
-            let is_dir = view.value == Value::Dir;
+            let dir = view.value == Value::Dir;
             let rules = &self.options.ignore;
-            if path.name() == ignore::FILE_NAME || rules.ignored(path, is_dir) || rules.ignored(&target, is_dir) {
+            if path.name() == ignore::FILE_NAME || rules.ignored(path, dir) || rules.ignored(&target, dir) {
                 return Ok(None);
             }
             digest.add(path, &row.entry);
         }
         let parent = moved.to.parent().unwrap_or_default();
         let holder = self.index.row(&parent)?;
-        let held = parent.is_root() || (is_live(&holder) && holder.shown.is_some_and(|s| is_there_as(&s, &Value::Dir)));
+        let held = parent.is_root() || (is_live(&holder) && holder.shown.as_ref().is_some_and(is_dir));
         let there = self.rows_within(&moved.to)?;
-        let free = |row: &EntryRow| {
-            let shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
-            !is_live(row) && !shown && row.pairing == Pairing::No
-        };
+        let free = |row: &EntryRow| !is_live(row) && !is_there(row) && row.pairing == Pairing::No;
         if !held || there.len() as u64 > MOVED_PATHS_MAX || !there.iter().all(|(_, row)| free(row)) {
             return Ok(None);
         }
@@ -386,10 +379,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 }
 
-fn is_there(shown: ShownRow) -> bool {
-    shown.shown.state.is_some()
+fn is_there(row: &EntryRow) -> bool {
+    row.shown.as_ref().is_some_and(|shown| shown.shown.state.is_some())
 }
 
-fn is_there_as(shown: &ShownRow, value: &Value) -> bool {
-    shown.shown.state.as_ref().is_some_and(|state| state.value == *value)
+fn is_dir(shown: &ShownRow) -> bool {
+    shown.shown.state.as_ref().is_some_and(|state| state.value == Value::Dir)
 }

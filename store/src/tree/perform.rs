@@ -56,6 +56,10 @@ pub(super) struct Op<V: Vfs> {
     pub(super) content: Option<Whole>,
 }
 
+/// A batch. In boxes, for they are large: all of them in one piece were memory that the allocator took from the system
+/// anew for each batch.
+pub(super) type Ops<V> = Vec<Box<Op<V>>>;
+
 impl<V: Vfs> Op<V> {
     /// Where the inode that gets the name comes from, for one that has a name already.
     fn source(&self) -> Option<&Source> {
@@ -93,7 +97,7 @@ pub(super) enum Outcome {
 impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Carries out a batch. Content is durable before its name, intents before any name. Says whether
     /// anything came of it but races.
-    pub(super) fn perform(&mut self, place: &Place<V>, ops: Vec<Op<V>>) -> Result<bool, TreeError> {
+    pub(super) fn perform(&mut self, place: &Place<V>, ops: Ops<V>) -> Result<bool, TreeError> {
         let mut ops = self.stage(place, ops)?;
         if ops.is_empty() {
             // All of them became problems.
@@ -140,7 +144,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         self.apply.sync = None;
         for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {
-            self.conclude(place, op, id, outcome)?;
+            self.conclude(place, &op, id, outcome)?;
         }
         // Durable with the next flush, before anybody is told: until then the intents say it.
         self.index.delete(batch_key);
@@ -149,7 +153,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Makes all contents of a batch whole, before they are written back. What cannot be is a problem of
     /// its path.
-    fn stage(&mut self, place: &Place<V>, mut ops: Vec<Op<V>>) -> Result<Vec<Op<V>>, TreeError> {
+    fn stage(&mut self, place: &Place<V>, mut ops: Ops<V>) -> Result<Ops<V>, TreeError> {
         if ops.iter().any(|op| op.content.is_some()) {
             self.begin_batch(place)?;
         }
@@ -200,7 +204,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// The directories whose children change, with their times from before.
-    fn parents_before(&self, place: &Place<V>, ops: &[Op<V>]) -> Result<BTreeMap<TreePath, Option<Meta>>, TreeError> {
+    fn parents_before(
+        &self,
+        place: &Place<V>,
+        ops: &[Box<Op<V>>],
+    ) -> Result<BTreeMap<TreePath, Option<Meta>>, TreeError> {
         let paths = ops.iter().flat_map(|op| std::iter::once(&op.path).chain(op.moved_from()));
         let dirs: BTreeSet<TreePath> = paths.filter_map(TreePath::parent).collect();
         let stat = |dir: &TreePath| {
@@ -289,7 +297,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Carries changes out in their order; new files get their names last, for nothing waits for those.
-    fn carry_all_out(&self, place: &Place<V>, ops: &[Op<V>], ids: &[u64]) -> Vec<io::Result<Outcome>> {
+    fn carry_all_out(&self, place: &Place<V>, ops: &[Box<Op<V>>], ids: &[u64]) -> Vec<io::Result<Outcome>> {
         place.forget_holder();
         let (mut new, mut outcomes) = (Vec::new(), Vec::with_capacity(ops.len()));
         for (op, id) in ops.iter().zip(ids) {
@@ -544,14 +552,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn conclude(
         &mut self,
         place: &Place<V>,
-        op: Op<V>,
+        op: &Op<V>,
         id: u64,
         outcome: io::Result<Outcome>,
     ) -> Result<(), TreeError> {
         let (stamp, provisional) = match outcome {
-            Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional || self.is_racy(&op, stamp)),
+            Ok(Outcome::Done { stamp, provisional }) => (stamp, provisional || self.is_racy(op, stamp)),
             Ok(Outcome::Raced) => {
-                self.rescue(place, &op, id)?;
+                self.rescue(place, op, id)?;
                 self.observe_lost_parents(place, &op.path)?;
                 self.mark(&op.path, true, false);
                 if let Some(from) = op.moved_from() {
@@ -559,9 +567,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 return self.revisit(&op.path);
             }
-            Ok(Outcome::Partly { meta, why }) => return self.conclude_partly(&op, &meta, &why),
+            Ok(Outcome::Partly { meta, why }) => return self.conclude_partly(op, &meta, &why),
             Err(error) => {
-                self.rescue(place, &op, id)?;
+                self.rescue(place, op, id)?;
                 self.fail(&op.path, format!("{}: {error}", describe(op.kind)));
                 return Ok(());
             }
@@ -583,7 +591,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.judge_displaced(place, &op.path, id, &op.row, reason)?;
         }
         if let Some(staged) = &op.staged {
-            self.conclude_source(&op, (staged.size, staged.hash))?;
+            self.conclude_source(op, (staged.size, staged.hash))?;
         }
         self.arrivals += u64::from(op.kind == OpKind::Put);
         let value = |state: Option<&State>| state.map(|s| s.value.clone());
@@ -687,7 +695,7 @@ const fn describe(kind: OpKind) -> &'static str {
 }
 
 /// Removals first, children before their directories; then the rest, directories before children.
-fn order<V: Vfs>(ops: &mut [Op<V>]) {
+fn order<V: Vfs>(ops: &mut [Box<Op<V>>]) {
     let removes = |kind| matches!(kind, OpKind::Displace | OpKind::RemoveDir);
     ops.sort_by(|a, b| match (removes(a.kind), removes(b.kind)) {
         (true, true) => b.path.cmp(&a.path),

@@ -59,7 +59,9 @@ pub struct Scan<V: Vfs> {
 
 impl<V: Vfs> std::fmt::Debug for Scan<V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Scan").field("stack", &self.stack).field("stats", &self.stats).finish_non_exhaustive()
+        let ahead: usize = self.ahead.values().map(|listed| listed.looks.len()).sum();
+        let mut f = f.debug_struct("Scan");
+        f.field("stack", &self.stack).field("stats", &self.stats).field("read ahead", &ahead).finish_non_exhaustive()
     }
 }
 
@@ -212,9 +214,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && let Some(dir) = scan.stack.pop()
         {
             if !scan.ahead.contains_key(&dir) && self.index.meta().paired && !scan.stack.is_empty() {
-                scan.stack.push(dir.clone());
-                self.look_ahead(&place, scan);
-                scan.stack.pop();
+                self.look_ahead(&place, scan, &dir);
             }
             let below = self.scan_next(&place, scan, &dir)?;
             scan.stack.extend(below.into_iter().rev());
@@ -289,7 +289,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         stats: &mut ScanStats,
     ) -> Result<Vec<TreePath>, TreeError> {
         let list = || list_dir(&*self.vfs, &place.root, path).map(Listed::new);
-        let mut listed = match listed.map_or_else(list, Ok) {
+        let listed = match listed.map_or_else(list, Ok) {
             Ok(listed) => listed,
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
                 // It went while we walked: its own look tells.
@@ -312,8 +312,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Vec::new());
             }
         };
-        let mut looks = std::mem::take(&mut listed.looks);
-        let Listed { dir, names, .. } = &listed;
+        let Listed { dir, names, shows, mut looks } = listed;
+        let (dir, names) = (&dir, &names);
         if names.contains_key(ignore::FILE_NAME) || self.options.ignore.has_file(path) {
             // Without its rules what it ignores would be told to everybody.
             if let Err(error) = self.read_ignore_file(dir, path) {
@@ -324,7 +324,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let locals = self.locals_in(path)?;
         if !in_doubt
             && locals.is_empty()
-            && let Some(below) = self.dirs_where_nothing_changed(path, &listed, stats)?
+            && let Some(below) = self.dirs_where_nothing_changed(path, (dir, names, shows), stats)?
         {
             self.seen_again(path, true);
             return Ok(below);
@@ -387,9 +387,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.problems.keys().chain(&self.mounts).filter_map(TreePath::parent).collect()
     }
 
-    /// Looks at the next directories, several at a time.
-    fn look_ahead(&self, place: &Place<V>, scan: &mut Scan<V>) {
-        scan.ahead.clear();
+    /// Looks at a directory and the next ones of the stack, several at a time.
+    fn look_ahead(&self, place: &Place<V>, scan: &mut Scan<V>, first: &TreePath) {
+        if scan.ahead.len() > AHEAD_MAX / 2 {
+            // Those are far down the stack; the next ones were not known then.
+            scan.ahead.clear();
+        }
         let (vfs, root, rules, sum) = (&*self.vfs, &place.root, &self.options.ignore, self.index.disk_sum());
         let look = |path: &TreePath| -> Option<Listed<V>> {
             let (dir, names) = list_dir(vfs, root, path).ok()?;
@@ -401,9 +404,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let shows = (!ruled).then(|| look_over((vfs, rules), sum, (&dir, path), &names)).flatten();
             Some(Listed { dir, names, shows, looks: Looks::new() })
         };
-        let mut next: Vec<TreePath> = scan.stack.iter().rev().take(AHEAD_MAX).cloned().collect();
+        let stack = scan.stack.iter().rev().take(AHEAD_MAX).filter(|path| !scan.ahead.contains_key(*path));
+        let mut next: Vec<TreePath> =
+            std::iter::once(first).chain(stack).take(AHEAD_MAX - scan.ahead.len()).cloned().collect();
         let looks = hands::each(vfs, root, &mut next, |_, path| look(path));
-        scan.ahead = next.into_iter().zip(looks).filter_map(|(path, listed)| Some((path, listed?))).collect();
+        scan.ahead.extend(next.into_iter().zip(looks).filter_map(|(path, listed)| Some((path, listed?))));
     }
 
     /// Compares a directory with the sum of its rows, so that none of them is read; returns the
@@ -411,23 +416,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn dirs_where_nothing_changed(
         &mut self,
         path: &TreePath,
-        listed: &Listed<V>,
+        (dir, names, shows): (&V::Dir, &Names, Option<Shows>),
         stats: &mut ScanStats,
     ) -> Result<Option<Vec<TreePath>>, TreeError> {
         if !self.index.meta().paired {
             return Ok(None);
         }
-        let Listed { dir, names, shows, .. } = listed;
-        let now;
-        let shows = match shows {
-            Some(shows) => shows,
-            None => {
-                let from = (&*self.vfs, &self.options.ignore);
-                now = look_over(from, self.index.disk_sum(), (dir, path), names);
-                let Some(shows) = &now else { return Ok(None) };
-                shows
-            }
-        };
+        let from = (&*self.vfs, &self.options.ignore);
+        let now = || look_over(from, self.index.disk_sum(), (dir, path), names);
+        let Some(shows) = shows.or_else(now) else { return Ok(None) };
         if !shows.sum.is(&self.index.sum(path)?) {
             return Ok(None);
         }
@@ -435,7 +432,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.keep_link(child, *inode);
         }
         stats.entries += shows.entries;
-        Ok(Some(shows.below.clone()))
+        Ok(Some(shows.below))
     }
 
     /// Looks at one name; returns it where it is a directory to go into.
@@ -606,7 +603,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(());
         }
         let place = self.enter()?;
-        self.pass_over_known(&place)?;
+        let shown = self.pass_over_known(&place)?;
         if self.dirty.len() < 2 {
             return Ok(());
         }
@@ -615,7 +612,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Ok(None) => true,
             Err(_) => false,
         };
-        let gone: Vec<TreePath> = self.dirty.keys().filter(|path| gone(path)).cloned().collect();
+        let gone: Vec<TreePath> = shown.into_iter().filter(gone).collect();
         for path in gone {
             self.dirty.remove(&path);
             self.observe_in(&place, &path, false, false)?;
@@ -623,15 +620,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    /// Leaves out those dirty paths that show what is recorded: our own changes cost one call each.
-    fn pass_over_known(&mut self, place: &Place<V>) -> Result<(), TreeError> {
-        let due = std::mem::take(&mut self.dirty);
+    /// Leaves out those dirty paths that show what is recorded: our own changes cost one call each. Returns those of the
+    /// others where something was shown.
+    fn pass_over_known(&mut self, place: &Place<V>) -> Result<Vec<TreePath>, TreeError> {
+        let (due, mut shown) = (std::mem::take(&mut self.dirty), Vec::new());
         for (path, how) in due {
-            if !self.is_as_shown(place, &path, &self.index.row(&path)?, how.rehash) {
-                self.dirty.insert(path, how);
+            let row = self.index.row(&path)?;
+            if self.is_as_shown(place, &path, &row, how.rehash) {
+                continue;
             }
+            if self.known_there(&path, &row)?.is_some_and(|there| there.shown.state.is_some()) {
+                shown.push(path.clone());
+            }
+            self.dirty.insert(path, how);
         }
-        Ok(())
+        Ok(shown)
     }
 
     /// Looks at the direct children of one directory.
