@@ -45,6 +45,13 @@ fn a_directory_that_lacks_a_lost_content_may_stay_away() {
     assert_eq!(run(401_516, false).unwrap().lost_with_power, 1);
 }
 
+/// Found by seed 517236: a node that died with what it had merged took a user's file up under the number that the lost row had,
+/// and the checker, which had read that head, took the file for one that no journal named.
+#[test]
+fn a_journal_that_lost_its_end_is_read_again_under_the_same_head() {
+    run(517_236, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -358,6 +358,7 @@ impl World {
         let node = &mut self.nodes[n];
         let away = !node.model.disk.is_mounted();
         let started = node.start();
+        self.minted.reopened(n);
         self.hear_of_users(n);
         let node = &mut self.nodes[n];
         match started {

@@ -123,6 +123,11 @@ impl Minted {
         self.writer.map(|_| 1).or(but_one)
     }
 
+    /// A node's store is opened anew: its head may be an older one, which other changes bring to the same number.
+    pub(super) fn reopened(&mut self, n: usize) {
+        self.heads[n] = None;
+    }
+
     /// Whether users of a node only read.
     pub(super) fn only_reads(&self, n: usize) -> bool {
         self.reader == Some(n) || self.writer.is_some_and(|writer| writer != n)
