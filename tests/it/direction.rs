@@ -3,10 +3,11 @@
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Announcement;
+use pleach_protocol::time::Time;
 use pleach_protocol::version::NodeId;
 use pleach_store::rows::Direction;
 use pleach_store::tree::{DecideError, Kept, Life};
-use pleach_store::vfs::model::{CrashKind, Data, Keep, OpKind};
+use pleach_store::vfs::model::{CrashKind, Data, FaultRule, Keep, ModelDisk, OpKind};
 use pleach_tests::model::{ModelNode, hear_of, settle};
 
 fn node(number: u8, direction: Direction) -> ModelNode {
@@ -456,5 +457,69 @@ fn a_directory_has_its_time_also_where_the_same_batch_puts_something_into_it() {
         assert_eq!(time(&b), told, "{direction:?}");
         rest(&mut a, &mut b);
         assert_eq!((time(&a), time(&b)), (told, told), "{direction:?}");
+    }
+}
+
+/// The next call that sets something of this directory is refused.
+fn refuse(disk: &ModelDisk, dir: &str) {
+    let name = Some(dir.as_bytes().to_vec());
+    disk.fail(FaultRule { op: Some(OpKind::SetAttributes), name, errno: libc::EROFS, times: 1 });
+}
+
+/// One with a file in `k`, another to which it is known, and a second file that is not; the time that `k` is to have, which
+/// moved with that file or was put back by whoever made it.
+fn pair_with_news_in_k(direction: Direction, moves: bool) -> (ModelNode, ModelNode, Time) {
+    let (mut a, mut b) = pair(direction);
+    write(&a, "k/l", "l");
+    rest(&mut a, &mut b);
+    let before = time_of_k(&a);
+    write(&a, "k/m", "m");
+    if !moves {
+        a.disk.user().touch("k", before).unwrap();
+    }
+    let told = time_of_k(&a);
+    (a, b, told)
+}
+
+fn time_of_k(node: &ModelNode) -> Time {
+    node.disk.user().stat("k").unwrap().mtime
+}
+
+/// Found by seed 555439: a tree that only receives left the time as it was, others told it as a user's.
+#[test]
+fn a_directory_whose_time_cannot_be_put_back_gets_it_later() {
+    for direction in [Direction::Receive, Direction::Both] {
+        for (nth, moves) in (1..5).flat_map(|nth| [(nth, true), (nth, false)]) {
+            let (mut a, mut b, told) = pair_with_news_in_k(direction, moves);
+            let disk = b.disk.clone();
+            b.disk.before(OpKind::SetAttributes, nth, move |_| refuse(&disk, "k"));
+            rest(&mut a, &mut b);
+            rest(&mut a, &mut b);
+            assert_eq!((time_of_k(&a), time_of_k(&b)), (told, told), "{direction:?} {nth} {moves}");
+            assert_eq!(read(&b, "k/m").as_deref(), Some("m"));
+            assert!(b.tree.as_ref().unwrap().problems().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_directory_whose_time_no_start_can_put_back_gets_it_later() {
+    for direction in [Direction::Receive, Direction::Both] {
+        for (calls, moves) in (1..20).flat_map(|calls| [(calls, true), (calls, false)]) {
+            let (mut a, mut b, told) = pair_with_news_in_k(direction, moves);
+            let disk = b.disk.clone();
+            b.disk.before(OpKind::LinkTemp, 1, move |_| disk.crash_at(calls));
+            if settle(&mut a, &mut b).is_ok() {
+                continue;
+            }
+            b.tree = None;
+            b.disk.restart(CrashKind::Process);
+            refuse(&b.disk, "k");
+            // One that cannot carry on what was to be done to `k` itself fails, and is made again.
+            b.start().or_else(|_| b.start()).unwrap();
+            rest(&mut a, &mut b);
+            rest(&mut a, &mut b);
+            assert_eq!((time_of_k(&a), time_of_k(&b)), (told, told), "{direction:?} {calls} {moves}");
+        }
     }
 }

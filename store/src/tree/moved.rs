@@ -287,7 +287,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.mark(if back.is_ok() { from } else { to }, true, false);
             return Ok(false);
         }
-        self.restore_times(place, &parents)?;
+        let owed = self.restore_times(place, &parents)?;
+        self.owe_times(owed)?;
         let sync = |source| TreeError::Disk { what: "making a renamed directory durable", source };
         self.vfs.sync_dir(&from_dir).map_err(sync)?;
         self.vfs.sync_dir(&to_dir).map_err(sync)?;

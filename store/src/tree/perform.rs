@@ -6,6 +6,7 @@ use std::io;
 use pleach_protocol::entry::{Content, Hash, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::time::Time;
 use pleach_protocol::view::{self, State};
 
 use super::content::{Origin, Source, Staged, Whole};
@@ -131,7 +132,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let handle = self.vfs.sync_handle(&place.root).map_err(failed_sync)?;
         let unlocked = self.unlock(place, &parents);
         let outcomes = self.carry_all_out(place, &ops, &ids);
-        self.restore_times(place, &parents)?;
+        let owed = self.restore_times(place, &parents)?;
         self.lock_again(place, &unlocked);
         let raced = outcomes.iter().filter(|o| matches!(o, Ok(Outcome::Raced))).count();
         let progress = raced < outcomes.len();
@@ -146,6 +147,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {
             self.conclude(place, &op, id, outcome)?;
         }
+        self.owe_times(owed)?;
         // Durable with the next flush, before anybody is told: until then the intents say it.
         self.index.delete(batch_key);
         Ok(progress)
@@ -249,12 +251,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Puts back the time of each directory that only we changed; one that somebody else changed
-    /// as well keeps its new time, which is minted with their change (LINUX.md §3).
+    /// as well keeps its new time, which is minted with their change (LINUX.md §3). Returns those whose time could not be
+    /// put back: they are for [`Tree::owe_times`], once the batch's own changes are shown.
     pub(super) fn restore_times(
         &mut self,
         place: &Place<V>,
         parents: &BTreeMap<TreePath, Option<Meta>>,
-    ) -> Result<(), TreeError> {
+    ) -> Result<Vec<TreePath>, TreeError> {
+        let mut owed = Vec::new();
         for (dir, before) in parents.iter().rev().filter(|(dir, _)| !dir.is_root()) {
             let mut row = self.index.row(dir)?;
             let view = self.index.view(dir, &row)?.filter(|v| v.value == Value::Dir);
@@ -270,15 +274,42 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             if !ours || !shown.shown.state.as_ref().is_some_and(managed) {
                 continue;
             }
-            let Ok(Some(holder)) = self.open_parent(place, dir) else { continue };
-            let set = SetAttributes { mtime: wanted, ..SetAttributes::default() };
-            if wanted.is_none() || self.vfs.set_attributes(&holder, dir.name(), &set).is_ok() {
-                let Ok(Some(meta)) = self.vfs.stat(&holder, dir.name()) else { continue };
-                let mtime = wanted.unwrap_or(meta.mtime);
-                stamp.mtime = mtime;
-                let state = shown.shown.state.map(|s| State { mtime: Some(mtime), ..s });
-                row.shown = Some(ShownRow { shown: Shown { state, ..shown.shown }, stamp: Some(stamp), ..shown });
-                self.index.put_row(dir, &row);
+            match self.set_time(place, dir, wanted) {
+                Ok(Some(meta)) => {
+                    let mtime = wanted.unwrap_or(meta.mtime);
+                    stamp.mtime = mtime;
+                    let state = shown.shown.state.map(|s| State { mtime: Some(mtime), ..s });
+                    row.shown = Some(ShownRow { shown: Shown { state, ..shown.shown }, stamp: Some(stamp), ..shown });
+                    self.index.put_row(dir, &row);
+                }
+                Ok(None) => {}
+                // Somebody took it away just now.
+                Err(error) if is_no_dir(&error) => {}
+                Err(_) => owed.push(dir.clone()),
+            }
+        }
+        Ok(owed)
+    }
+
+    /// Sets a directory's time, if one is given; what is there then, none where nothing is.
+    fn set_time(&self, place: &Place<V>, dir: &TreePath, mtime: Option<Time>) -> io::Result<Option<Meta>> {
+        let Some(holder) = self.open_parent(place, dir)? else { return Ok(None) };
+        if mtime.is_some() {
+            self.vfs.set_attributes(&holder, dir.name(), &SetAttributes { mtime, ..SetAttributes::default() })?;
+        }
+        self.vfs.stat(&holder, dir.name())
+    }
+
+    /// Directories have a time that nobody gave them: it is no change of a user's, and theirs is set like any attribute.
+    pub(super) fn owe_times(&mut self, dirs: Vec<TreePath>) -> Result<(), TreeError> {
+        for dir in dirs {
+            let mut row = self.index.row(&dir)?;
+            if let Some(state) = row.shown.as_mut().and_then(|shown| shown.shown.state.as_mut())
+                && state.value == Value::Dir
+            {
+                state.mtime = None;
+                self.index.put_row(&dir, &row);
+                self.take_up(&dir, row.seq);
             }
         }
         Ok(())

@@ -319,7 +319,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let (Some(mut stamp), Some(mtime)) = (shown.stamp, shown.shown.state.as_ref().and_then(|s| s.mtime)) else {
             return Ok(());
         };
-        let Ok(Some(holder)) = self.open_parent(place, &dir) else { return Ok(()) };
+        let holder = match self.open_parent(place, &dir) {
+            Ok(Some(holder)) => holder,
+            Ok(None) => return Ok(()),
+            Err(_) => return self.owe_times(vec![dir]),
+        };
         let there = self.vfs.stat(&holder, dir.name()).ok().flatten().map(|meta| meta.mode);
         // It was open for our work when that ended.
         let left_open = !self.owners && is_locked(stamp.mode) && there == Some(stamp.mode | UNLOCKED);
@@ -328,8 +332,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.vfs.set_attributes(&holder, dir.name(), &set).is_ok() {
             stamp.mtime = mtime;
             self.store_shown(&dir, &mut row, ShownRow { stamp: Some(stamp), ..shown });
+            return Ok(());
         }
-        Ok(())
+        self.owe_times(vec![dir])
     }
 
     /// What no intent speaks of is not known to be ours: it goes into the vault, never away.

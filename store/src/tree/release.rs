@@ -572,7 +572,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let before = BTreeMap::from([(dir, self.vfs.stat_dir(parent).ok())]);
         let unlocked = self.unlock(place, &before);
         let named = self.vfs.rename(&place.staging, &release_name(build.id), parent, top.name(), RenameMode::NoReplace);
-        self.restore_times(place, &before)?;
+        let owed = self.restore_times(place, &before)?;
+        self.owe_times(owed)?;
         self.lock_again(place, &unlocked);
         if let Err(error) = named {
             batches.into_iter().for_each(|key| self.index.delete(key));
