@@ -52,6 +52,13 @@ fn a_journal_that_lost_its_end_is_read_again_under_the_same_head() {
     run(517_236, false).unwrap();
 }
 
+/// Found by seed 564921: the store failed as a wait was about to be confirmed. Only that wait heard of it, the tree went on with a
+/// store that was closed, and failed over it later.
+#[test]
+fn a_store_that_fails_as_a_wait_ends_closes_the_tree() {
+    run(564_921, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -547,7 +547,9 @@ impl World {
         }
         // What struck until now failed a path, not the tree.
         self.nodes[n].was_struck();
-        self.settle_waits(n);
+        if let Err(error) = self.settle_waits(n) {
+            return self.after_work(n, Err(error));
+        }
         // What they did while a wait's commit was under way, too.
         self.hear_of_users(n);
         self.rest.check_contents(

@@ -11,7 +11,7 @@ use super::Running;
 use super::command::CommandError;
 use super::open::barrier_dir;
 use crate::exchange::{Barrier, BarrierError};
-use crate::machine::{chain, lock, random_number};
+use crate::machine::{lock, random_number};
 
 /// What a wait still waits for, in words; whoever asked reads it whenever it likes.
 pub type Outstanding = Arc<Mutex<Vec<String>>>;
@@ -122,19 +122,29 @@ impl Running<'_> {
             }
         }
         let mut waiting = std::mem::take(&mut self.keeper.waiters.waiting);
-        waiting.retain_mut(|waiter| !self.settle(waiter));
+        let mut failed = None;
+        waiting.retain_mut(|waiter| {
+            if failed.is_none() {
+                match self.settle(waiter) {
+                    Ok(over) => return !over,
+                    Err(error) => failed = Some(error),
+                }
+            }
+            true
+        });
+        // All who still wait are told why the tree is closed.
         self.keeper.waiters.waiting.append(&mut waiting);
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Whether a wait is over.
-    fn settle(&mut self, waiter: &mut Waiter) -> bool {
+    fn settle(&mut self, waiter: &mut Waiter) -> Result<bool, TreeError> {
         if waiter.handle.is_given_up() {
-            return true;
+            return Ok(true);
         }
         if self.keeper.paused {
             waiter.handle.end(Err(CommandError::Failed("the tree is paused".to_owned())));
-            return true;
+            return Ok(true);
         }
         let now = self.now();
         let to_push = match &waiter.stage {
@@ -146,13 +156,10 @@ impl Running<'_> {
             Stage::Marker(_) => vec!["changes on this disk are being taken in".to_owned()],
             Stage::Taken(barrier) => match exchange.outstanding(&self.tree, now, barrier) {
                 Ok(left) => left,
+                Err(BarrierError::Tree(error)) => return Err(error),
                 Err(error) => {
-                    let refused = match error {
-                        BarrierError::Tree(error) => CommandError::Closed(chain(&error)),
-                        error => CommandError::Failed(error.to_string()),
-                    };
-                    waiter.handle.end(Err(refused));
-                    return true;
+                    waiter.handle.end(Err(CommandError::Failed(error.to_string())));
+                    return Ok(true);
                 }
             },
         };
@@ -162,11 +169,11 @@ impl Running<'_> {
                 exchange.forget_barrier(barrier);
             }
             // A disk that is put back after this is known to be older, whatever ended the agent.
-            let marked = self.tree.mark_last();
-            waiter.handle.end(marked.map_err(|error| CommandError::Closed(chain(&error))));
-            return true;
+            self.tree.mark_last()?;
+            waiter.handle.end(Ok(()));
+            return Ok(true);
         }
         *lock(&waiter.handle.outstanding) = left;
-        false
+        Ok(false)
     }
 }

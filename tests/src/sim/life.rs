@@ -228,8 +228,8 @@ impl World {
     }
 
     /// Hears which waits of a node are over.
-    pub(super) fn settle_waits(&mut self, n: usize) {
-        let ended = self.nodes[n].settle_waits(self.now);
+    pub(super) fn settle_waits(&mut self, n: usize) -> Result<(), String> {
+        let ended = self.nodes[n].settle_waits(self.now)?;
         for (wait, confirmed) in ended {
             self.say(format!("n{n} wait {wait} ends, confirmed {confirmed}"));
             self.outcome.waits += u64::from(confirmed);
@@ -238,6 +238,7 @@ impl World {
             }
             self.promises.retain(|p| p.confirmed || p.node != n || p.wait != wait);
         }
+        Ok(())
     }
 
     /// Users changed these paths: what was promised of them is theirs again.

@@ -309,17 +309,21 @@ impl SimNode {
         Ok(self.next_wait)
     }
 
-    /// The waits that are over, and whether they were told that all is well.
-    pub(super) fn settle_waits(&mut self, now: u64) -> Vec<(u64, bool)> {
-        let Some(tree) = &mut self.model.tree else { return Vec::new() };
+    /// The waits that are over, and whether they were told that all is well. What fails the tree fails all of them.
+    pub(super) fn settle_waits(&mut self, now: u64) -> Result<Vec<(u64, bool)>, String> {
+        let Some(tree) = &mut self.model.tree else { return Ok(Vec::new()) };
         let mut ended = Vec::new();
         for (number, barrier) in &mut self.waits {
             match self.exchange.outstanding(tree, Moment(now), barrier) {
                 _ if self.paused => ended.push((*number, false)),
                 // As the owner does before it answers.
-                Ok(left) if left.is_empty() => ended.push((*number, tree.mark_last().is_ok())),
+                Ok(left) if left.is_empty() => {
+                    tree.mark_last().map_err(|error| chain(&error))?;
+                    ended.push((*number, true));
+                }
                 Ok(_) => {}
-                Err(BarrierError::Paused(_) | BarrierError::Tree(_) | _) => ended.push((*number, false)),
+                Err(BarrierError::Tree(error)) => return Err(chain(&error)),
+                Err(BarrierError::Paused(_) | _) => ended.push((*number, false)),
             }
         }
         for (number, _) in &ended {
@@ -327,7 +331,7 @@ impl SimNode {
                 self.exchange.forget_barrier(&barrier);
             }
         }
-        ended
+        Ok(ended)
     }
 
     /// What waits wait for, in words.
