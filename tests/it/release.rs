@@ -1,6 +1,10 @@
 //! Directories that appear only when complete.
 
+use std::collections::BTreeMap;
+
+use pleach_agent::exchange::{Barrier, Exchange, Tell, ToSession};
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::Moment;
 use pleach_store::rows::Direction;
 use pleach_store::vfs::model::{CrashKind, Data, FaultRule, Keep, OpKind};
 use pleach_tests::model::{ModelNode, pair, settle};
@@ -263,6 +267,26 @@ fn one_that_lacks_a_lost_content_stays_away_as_a_problem_until_somebody_writes_i
     assert_eq!(a.seen(), b.seen());
     assert_eq!(b.disk.user().read("releases/1/f").unwrap(), b"of a again");
     assert!([&a, &b].iter().all(|node| node.tree.as_ref().unwrap().problems().is_empty()));
+}
+
+#[derive(Debug)]
+struct Nobody;
+
+impl Tell for Nobody {
+    fn tell(&self, _: ToSession) -> bool {
+        false
+    }
+}
+
+/// A wait named only that there were changes to receive or to send.
+#[test]
+fn a_wait_names_the_one_that_lacks_a_content() {
+    let (_, b) = bereft();
+    let tree = b.tree.as_ref().unwrap();
+    let mut exchange = Exchange::<Nobody>::new(Box::new(|| Ok([0; 16])));
+    exchange.load(tree, &BTreeMap::new()).unwrap();
+    let left = exchange.outstanding(tree, Moment(0), &mut Barrier::new(tree.head(), 1)).unwrap();
+    assert_eq!(left, ["releases/1: it appears once all of it is here; the content of 'releases/1/f' is not"]);
 }
 
 /// One that lacked a content waited for up to five minutes although a peer had come that has it.

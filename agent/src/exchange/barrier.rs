@@ -115,10 +115,11 @@ impl<T: Tell> Exchange<T> {
     }
 }
 
-/// The paths that cannot be applied, or not be read, here.
+/// The paths that cannot be applied, or not be read, here, and directories that lack something to appear.
 fn stuck_here<V: Vfs, K: Kv>(tree: &Tree<V, K>) -> Vec<String> {
     let stuck = tree.stuck_paths();
-    let stuck: BTreeSet<&TreePath> = stuck.into_iter().chain(tree.unseen_paths()).collect();
+    let held = tree.held_releases().map(|(top, _)| top).filter(|top| tree.problems().contains_key(*top));
+    let stuck: BTreeSet<&TreePath> = stuck.into_iter().chain(tree.unseen_paths()).chain(held).collect();
     let word = |path: &TreePath| {
         let reason = tree.problems().get(path).map_or("", String::as_str);
         format!("{path}: {reason}")
