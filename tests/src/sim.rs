@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pleach_protocol::session::Output;
 use pleach_store::rows::Direction;
-use pleach_store::vfs::model::{CrashKind, Data, Keep};
+use pleach_store::vfs::model::{CrashKind, Data, Keep, Seen};
 
 mod checks;
 mod disk;
@@ -645,6 +645,24 @@ impl World {
             self.rest.wrote_all(&self.nodes[n].model.disk.user());
             self.rest.torn(&before, &self.nodes[n].model.disk.user());
         }
-        self.reopen(n)
+        self.reopen(n)?;
+        if power && self.faults.disks.hooks {
+            self.look_through(n, &before);
+        }
+        Ok(())
+    }
+
+    /// Users who had just written see after a power failure what became of it. Where that shows in no stamp they say so by
+    /// touching it: nobody else can tell.
+    fn look_through(&mut self, n: usize, before: &BTreeMap<Vec<u8>, Seen>) {
+        for path in self.nodes[n].changed_behind_stamps(before) {
+            let path = String::from_utf8_lossy(&path).into_owned();
+            let user = self.nodes[n].model.disk.user();
+            self.rest.begin(n);
+            self.rest.touch(&path);
+            let touched = user.touch(&path, user.now());
+            self.release_touched(n);
+            self.say(format!("n{n} user: touches {path} after the power failure, {}", touched.is_ok()));
+        }
     }
 }

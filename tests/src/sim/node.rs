@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pleach_agent::exchange::{Barrier, BarrierError, Exchange, Tell, ToSession, may_go_before_scan};
 use pleach_agent::machine::chain;
-use pleach_protocol::entry::{Entry, Value};
+use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Link as Role, Moment, Output, Session, SessionConfig, SessionError, TreeOffer};
 use pleach_protocol::version::NodeId;
+use pleach_protocol::view::State;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::root::RootError;
 use pleach_store::tree::{Scan, TreeError};
 use pleach_store::vfs::Kind;
-use pleach_store::vfs::model::{CrashKind, ModelVfs};
+use pleach_store::vfs::model::{CrashKind, ModelVfs, Seen};
 
 use super::disk::Trials;
 use super::events::{Look, Watch, Watching};
@@ -589,6 +590,21 @@ impl SimNode {
             index.view(&path, &index.row(&path).ok()?).ok()?
         };
         view().is_some_and(|view| view.value == Value::Dir && view.access.is_none())
+    }
+
+    /// Files that users had changed before a crash of the machine which let the bytes through and not the time: no stamp tells
+    /// of that, and neither does the log.
+    pub(super) fn changed_behind_stamps(&self, before: &BTreeMap<Vec<u8>, Seen>) -> Vec<Vec<u8>> {
+        let Some(index) = self.model.tree.as_ref().map(ModelTree::index) else { return Vec::new() };
+        let hash_of = |seen: &Seen| Hash(*blake3::hash(&seen.content).as_bytes());
+        let hidden = |path: &[u8], seen: &Seen| {
+            let shown = TreePath::parse(path).ok().and_then(|path| index.row(&path).ok()?.shown?.shown.state);
+            let Some(State { value: Value::File { size, hash }, mtime: Some(mtime), .. }) = shown else { return false };
+            let theirs = before.get(path).is_some_and(|live| hash_of(live) != hash);
+            theirs && seen.content.len() as u64 == size && seen.mtime == mtime && hash_of(seen) != hash
+        };
+        let files = self.model.seen().into_iter().filter(|(_, seen)| seen.kind == Kind::File);
+        files.filter(|(path, seen)| hidden(path, seen)).map(|(path, _)| path).collect()
     }
 
     /// What the disk and the index say of a path.
