@@ -163,7 +163,7 @@ pub enum Event {
 }
 
 /// What the watcher says of itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct WatchNews {
     /// Watches held.
     pub watches: usize,

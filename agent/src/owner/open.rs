@@ -197,7 +197,7 @@ struct Forwarder {
 
 impl Forwarder {
     fn run(mut self) {
-        let mut told = 0;
+        let mut told = WatchNews::default();
         loop {
             if self.refreshes.try_recv().is_ok() {
                 while self.refreshes.try_recv().is_ok() {}
@@ -217,14 +217,14 @@ impl Forwarder {
                 overflows: stats.overflows + stats.folded,
                 polled: self.watcher.polled().iter().cloned().collect(),
             };
-            if facts.is_empty() && told == news.watches {
+            if facts.is_empty() && told == news {
                 // Whoever closed the tree dropped the other end.
                 if matches!(self.taken.try_recv(), Err(mpsc::TryRecvError::Disconnected)) {
                     return;
                 }
                 continue;
             }
-            told = news.watches;
+            told.clone_from(&news);
             if self.inbox.send(Event::Facts(facts, news)).is_err() || self.taken.recv().is_err() {
                 return;
             }

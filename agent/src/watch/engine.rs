@@ -53,6 +53,15 @@ pub(super) struct State {
     pub(super) ended: bool,
 }
 
+impl State {
+    fn show_polled(&mut self, polled: &BTreeSet<TreePath>) {
+        if self.polled != *polled {
+            self.polled.clone_from(polled);
+            self.polled_changed = true;
+        }
+    }
+}
+
 /// Why watching ends.
 #[derive(Debug)]
 pub(super) enum End {
@@ -152,10 +161,7 @@ impl<K: Kernel> Engine<K> {
         self.stats.watches = self.map.len() + usize::from(self.barrier.is_some());
         let mut state = self.shared.lock();
         state.stats = self.stats;
-        if state.polled != self.polled {
-            state.polled.clone_from(&self.polled);
-            state.polled_changed = true;
-        }
+        state.show_polled(&self.polled);
         if !state.dirty.is_empty() {
             self.shared.news.notify_one();
         }
@@ -175,7 +181,11 @@ impl<K: Kernel> Engine<K> {
             if event.mask.contains(EventMask::IGNORED) {
                 self.barrier = None;
             } else if !event.name.is_empty() {
-                // Whoever hears of it relies on all that came before, also on which directories are polled.
+                // Whoever hears of it relies on all that came before, also on which directories are polled, and on a map
+                // without a contradiction.
+                if std::mem::take(&mut self.contradicted) {
+                    self.rewalk(true)?;
+                }
                 self.publish();
                 self.shared.lock().dirty.barrier(&event.name);
             }
@@ -376,6 +386,8 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let mut state = self.shared.lock();
+        // Whoever hears of them is told with it which of them are to be read from time to time.
+        state.show_polled(&self.polled);
         fresh.iter().for_each(|dir| state.dirty.subtree(dir));
         Ok(())
     }
