@@ -263,10 +263,16 @@ fn an_old_content_that_changes_meanwhile_spoils_nothing() {
         if !before {
             spoil(&b);
         }
+        let (mut asked, mut sent) = (0, 0);
         while let Some(want) = wants.pop() {
-            send(&a, &mut b, &want, u64::MAX, false);
+            asked += 1;
+            sent += send(&a, &mut b, &want, u64::MAX, false);
             wants = go_on(&mut b);
         }
+        // Each chunk that is copied is verified: the last, which is spoiled, is asked for once it is reached. The first was
+        // copied before the second spoiling.
+        assert_eq!(asked, 2, "{before}");
+        assert!(sent <= 1_000, "{before}: {sent}");
         rest(&mut a, &mut b);
         // Both wrote: either wins, and the other is kept.
         let won = b.disk.user().read("f").unwrap();

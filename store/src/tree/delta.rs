@@ -101,6 +101,10 @@ impl<V: Vfs> Building<V> {
             }
             lengths.push(length);
         }
+        if lengths.is_empty() {
+            ahead[0].from = None;
+            return false;
+        }
         let mut hasher = self.hasher.clone();
         let verify = || {
             let (mut rest, mut good) = (&run[..], 0usize);

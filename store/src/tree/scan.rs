@@ -55,6 +55,8 @@ pub struct Scan<V: Vfs> {
     root: Option<RootIdentity>,
     /// Directories of the stack that were looked at before their turn; at most [`AHEAD_MAX`].
     ahead: BTreeMap<TreePath, Listed<V>>,
+    /// Those of the stack that wait for their turn: it was seen that they cannot be looked at before.
+    alone: BTreeSet<TreePath>,
 }
 
 impl<V: Vfs> std::fmt::Debug for Scan<V> {
@@ -165,6 +167,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             stats: ScanStats::default(),
             root: None,
             ahead: BTreeMap::new(),
+            alone: BTreeSet::new(),
         }
     }
 
@@ -213,7 +216,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         while scan.stats.entries < enough
             && let Some(dir) = scan.stack.pop()
         {
-            if !scan.ahead.contains_key(&dir) && self.index.meta().paired && !scan.stack.is_empty() {
+            let due = !scan.alone.remove(&dir) && !scan.ahead.contains_key(&dir) && !scan.stack.is_empty();
+            if due && self.index.meta().paired {
                 self.look_ahead(&place, scan, &dir);
             }
             let below = self.scan_next(&place, scan, &dir)?;
@@ -254,21 +258,22 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Lists the next directories, and says which files in them are new; not so many that their looks would fill memory.
-    fn list_ahead(&self, place: &Place<V>, scan: &Scan<V>) -> Result<Vec<Next<V>>, TreeError> {
+    fn list_ahead(&self, place: &Place<V>, scan: &mut Scan<V>) -> Result<Vec<Next<V>>, TreeError> {
         let (mut next, mut there) = (Vec::new(), scan.ahead.values().map(|listed| listed.looks.len()).sum::<usize>());
         for path in scan.stack.iter().rev().take(AHEAD_MAX) {
             if there >= READ_AHEAD_MAX || scan.ahead.len() + next.len() >= AHEAD_MAX {
                 break;
             }
-            if scan.ahead.contains_key(path) {
+            if scan.ahead.contains_key(path) || scan.alone.contains(path) {
                 continue;
             }
-            let Ok(listed) = list_dir(&*self.vfs, &place.root, path) else { continue };
-            let listed = Listed::new(listed);
+            let listed = list_dir(&*self.vfs, &place.root, path).map(Listed::new);
             // Its own rules come first.
-            if listed.names.len() > AHEAD_NAMES_MAX || listed.names.contains_key(ignore::FILE_NAME) {
+            let fits = |l: &Listed<V>| l.names.len() <= AHEAD_NAMES_MAX && !l.names.contains_key(ignore::FILE_NAME);
+            let Some(listed) = listed.ok().filter(fits) else {
+                scan.alone.insert(path.clone());
                 continue;
-            }
+            };
             let known: BTreeMap<TreePath, EntryRow> = self.index.children(path)?.into_iter().collect();
             let paths: Vec<TreePath> = listed.names.keys().filter_map(|name| path.join(name).ok()).collect();
             let mut new: Vec<TreePath> =
@@ -404,11 +409,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let shows = (!ruled).then(|| look_over((vfs, rules), sum, (&dir, path), &names)).flatten();
             Some(Listed { dir, names, shows, looks: Looks::new() })
         };
-        let stack = scan.stack.iter().rev().take(AHEAD_MAX).filter(|path| !scan.ahead.contains_key(*path));
+        let is_due = |path: &&TreePath| !scan.ahead.contains_key(*path) && !scan.alone.contains(*path);
+        let stack = scan.stack.iter().rev().take(AHEAD_MAX).filter(is_due);
         let mut next: Vec<TreePath> =
             std::iter::once(first).chain(stack).take(AHEAD_MAX - scan.ahead.len()).cloned().collect();
         let looks = hands::each(vfs, root, &mut next, |_, path| look(path));
-        scan.ahead.extend(next.into_iter().zip(looks).filter_map(|(path, listed)| Some((path, listed?))));
+        for (path, listed) in next.into_iter().zip(looks) {
+            match listed {
+                Some(listed) => drop(scan.ahead.insert(path, listed)),
+                // Not to be listed again before its turn, which is now for the first.
+                None if path != *first => drop(scan.alone.insert(path)),
+                None => {}
+            }
+        }
     }
 
     /// Compares a directory with the sum of its rows, so that none of them is read; returns the
