@@ -117,7 +117,9 @@ fn run_child(dir: &Path, seed: u64) {
             kv = SledKv::open(dir).unwrap();
         }
         for _ in 0..random.below(20) {
-            kv.get(&row_key(random.below(IDS_MAX))).unwrap();
+            let key = row_key(random.below(IDS_MAX));
+            kv.get(&key).unwrap();
+            kv.range(&key, None, 70).unwrap();
         }
     }
 }

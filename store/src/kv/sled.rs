@@ -1,17 +1,19 @@
 //! The store on disk: sled, used as was measured to be safe and small. The only module that names it.
 //!
-//! A directory holds `db` (sled's), `ready` (our marker that `db` was made whole) and `lock`.
+//! A directory holds `db` (sled's), `log` (ours, in front of it), `ready` (our marker that `db` was made whole) and `lock`.
 //! sled does not sync its first files: a cut in the first seconds left a store that does not open.
 //! So they are synced here before the marker is written, and a `db` without marker is made anew.
 //! A row that cannot be read later leaves the marker `suspect`: the next opening calls the store broken.
 //! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
 
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::log::Log;
 use super::{Batch, Kv, KvError, Row};
 
 /// Part of the stored format: changing it needs a new store version.
@@ -26,12 +28,27 @@ const GROWN_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// What a row costs beside its bytes: a rewritten leaf holds its neighbours too.
 const ROW_OVERHEAD_BYTES: u64 = 512;
 
+/// The row with the number of the last batch; all others lie before it.
+const NUMBER_KEY: &[u8] = &[0xff];
+/// Rows in the log at which sled is flushed: more between two flushes were not measured to be safe.
+const LOGGED_ROWS_MAX: usize = 768;
+/// So many rows at once go to sled without the log, where that is empty.
+const UNLOGGED_ROWS: usize = 384;
+
+/// Iterators that are kept until sled is flushed, for each that is dropped flushes it.
+const KEPT_MAX: usize = 64;
+
 type Db = sled::Db<LEAF_FANOUT>;
 
 /// A sled store. One owner.
 pub struct SledKv {
     dir: PathBuf,
+    /// At most [`KEPT_MAX`], and none where sled holds nothing that is to be flushed.
+    kept: RefCell<Vec<sled::Iter<LEAF_FANOUT>>>,
     db: Option<Db>,
+    log: Log,
+    /// Of the last batch.
+    number: u64,
     written_bytes: u64,
     _lock: File,
 }
@@ -58,6 +75,7 @@ impl SledKv {
             if db_dir.exists() {
                 fs::remove_dir_all(&db_dir).map_err(io("remove a half-made store"))?;
             }
+            remove(&dir.join("log")).map_err(io("remove the log of another store"))?;
             drop(open_db(&db_dir)?);
             sync_tree(&db_dir).map_err(io("make a new store durable"))?;
             sync_path(dir).map_err(io("make a new store durable"))?;
@@ -70,7 +88,80 @@ impl SledKv {
         }
         put_log_behind_snapshot(&db_dir.join("metadata")).map_err(io("look at its snapshot"))?;
         let db = open_db(&db_dir)?;
-        Ok(Self { dir: dir.to_path_buf(), db: Some(db), written_bytes: 0, _lock: lock })
+        let (log, batches) = Log::open(&dir.join("log")).map_err(io("open its log"))?;
+        let (dir, kept) = (dir.to_path_buf(), RefCell::default());
+        let mut kv = Self { dir, kept, db: Some(db), log, number: 0, written_bytes: 0, _lock: lock };
+        kv.number = kv.stored_number()?;
+        kv.put_in(batches)?;
+        Ok(kv)
+    }
+
+    fn stored_number(&self) -> Result<u64, KvError> {
+        let Some(row) = self.get(NUMBER_KEY)? else { return Ok(0) };
+        row.try_into().map(u64::from_be_bytes).map_err(|_| self.broken("the number of its last batch is none"))
+    }
+
+    fn broken(&self, reason: &str) -> KvError {
+        KvError::Broken { path: self.dir.display().to_string(), reason: reason.into() }
+    }
+
+    /// Puts in the batches of the log that sled lacks.
+    fn put_in(&mut self, batches: Vec<(u64, Batch)>) -> Result<(), KvError> {
+        let known = self.number;
+        let mut rows = 0;
+        for (number, batch) in batches.into_iter().filter(|(number, _)| *number > known) {
+            if number != self.number + 1 {
+                // Rows that were told and acknowledged are not here any more.
+                return Err(self.broken("it lost batches that it had made durable"));
+            }
+            rows += batch.rows.len();
+            if rows > LOGGED_ROWS_MAX {
+                self.flush_db()?;
+                rows = batch.rows.len();
+            }
+            self.apply(batch)?;
+        }
+        self.flush_db()
+    }
+
+    /// Makes a batch visible, with its number.
+    fn apply(&mut self, batch: Batch) -> Result<(), KvError> {
+        self.number += 1;
+        let mut rows = sled::Batch::default();
+        rows.insert(NUMBER_KEY, self.number.to_be_bytes());
+        for (key, value) in batch.rows {
+            self.written_bytes += (key.len() + value.as_ref().map_or(0, Vec::len)) as u64 + ROW_OVERHEAD_BYTES;
+            match value {
+                Some(value) => rows.insert(key, value),
+                None => rows.remove(key),
+            }
+        }
+        self.db()?.apply_batch(rows).map_err(|source| self.poison("write a batch", source))
+    }
+
+    /// Makes sled itself durable.
+    fn flush_db(&mut self) -> Result<(), KvError> {
+        self.db()?.flush().map_err(|source| self.poison("make batches durable", source))?;
+        self.log.clear();
+        self.kept.borrow_mut().clear();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.kept.borrow_mut().clear();
+        self.db = None;
+    }
+
+    /// Takes an iterator that is not needed any more.
+    fn keep(&self, iterator: sled::Iter<LEAF_FANOUT>) {
+        let is_dirty = self.log.rows() + self.log.unwritten_rows() > 0;
+        let mut kept = self.kept.borrow_mut();
+        if !is_dirty || kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        if is_dirty {
+            kept.push(iterator);
+        }
     }
 
     fn db(&self) -> Result<&Db, KvError> {
@@ -86,7 +177,7 @@ impl SledKv {
     }
 
     fn poison(&mut self, what: &'static str, source: io::Error) -> KvError {
-        self.db = None;
+        self.close();
         KvError::Io { what, source }
     }
 }
@@ -99,15 +190,25 @@ pub fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let free = (0..u32::MAX).map(|n| dir.join(format!("broken-{now}-{n}"))).find(|p| !p.exists());
     let aside = free.ok_or_else(|| io::Error::other("no free name"))?;
+    // Never is it seen beside another store.
+    match fs::rename(dir.join("log"), aside.with_extension("log")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => sync_path(dir)?,
+    }
     fs::rename(dir.join("db"), &aside)?;
     for marker in ["ready", "suspect"] {
-        match fs::remove_file(dir.join(marker)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove(&dir.join(marker))?;
     }
     sync_path(dir)?;
     Ok(aside)
+}
+
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// How long a lock may be in passing hands.
@@ -190,35 +291,33 @@ impl Kv for SledKv {
     fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, KvError> {
         // sled's iterator does not stop at an upper bound: behind the last row within it, it reads
         // every leaf to the end of the store (alpha.124, `Iter::next`). So the bound is ours.
-        let mut rows = Vec::new();
-        for row in self.db()?.range(start.to_vec()..).take(limit) {
+        let (mut rows, end) = (Vec::new(), end.unwrap_or(NUMBER_KEY));
+        let mut iterator = self.db()?.range(start.to_vec()..);
+        for row in iterator.by_ref().take(limit) {
             let (key, value) = row.map_err(|source| self.suspect("read rows", source))?;
-            if end.is_some_and(|end| &key[..] >= end) {
+            if &key[..] >= end {
                 break;
             }
             rows.push((key.to_vec(), value.to_vec()));
         }
+        self.keep(iterator);
         Ok(rows)
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), KvError> {
-        let mut rows = sled::Batch::default();
-        let mut bytes = 0;
-        for (key, value) in batch.rows {
-            bytes += (key.len() + value.as_ref().map_or(0, Vec::len)) as u64 + ROW_OVERHEAD_BYTES;
-            match value {
-                Some(value) => rows.insert(key, value),
-                None => rows.remove(key),
-            }
-        }
-        self.db()?.apply_batch(rows).map_err(|source| self.poison("write a batch", source))?;
-        self.written_bytes += bytes;
-        Ok(())
+        self.db()?;
+        self.log.push(self.number + 1, &batch);
+        self.apply(batch)
     }
 
     fn flush(&mut self) -> Result<(), KvError> {
-        self.db()?.flush().map_err(|source| self.poison("make batches durable", source))?;
-        Ok(())
+        self.db()?;
+        match (self.log.rows(), self.log.unwritten_rows()) {
+            (_, 0) => return Ok(()),
+            (0, UNLOGGED_ROWS..) => return self.flush_db(),
+            _ => self.log.write().map_err(|source| self.poison("make batches durable", source))?,
+        }
+        if self.log.rows() >= LOGGED_ROWS_MAX || self.log.is_full() { self.flush_db() } else { Ok(()) }
     }
 
     fn reopen_if_grown(&mut self, idle: bool) -> Result<bool, KvError> {
@@ -226,8 +325,8 @@ impl Kv for SledKv {
         if self.written_bytes < limit {
             return Ok(false);
         }
-        self.flush()?;
-        self.db = None;
+        self.flush_db()?;
+        self.close();
         self.db = Some(open_db(&self.dir.join("db"))?);
         self.written_bytes = 0;
         Ok(true)
@@ -319,5 +418,129 @@ mod tests {
         assert!(kv.reopen_if_grown(false).unwrap());
         assert_eq!(kv.range(b"", None, 1000).unwrap().len(), 100);
         assert_eq!(kv.range(b"010", Some(b"020"), 5).unwrap().len(), 5);
+    }
+
+    /// What a power cut leaves of sled: what it was when it was last flushed.
+    fn copy_dir(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy_dir(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+
+    fn put_back(from: &Path, to: &Path) {
+        if to.is_dir() {
+            fs::remove_dir_all(to).unwrap();
+            copy_dir(from, to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+
+    fn values(kv: &SledKv) -> Vec<(String, Vec<u8>)> {
+        let rows = kv.range(b"", None, usize::MAX).unwrap();
+        rows.into_iter().map(|(key, value)| (String::from_utf8(key).unwrap(), value)).collect()
+    }
+
+    #[test]
+    fn what_sled_lacks_comes_from_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, old) = (dir.path().join("db"), dir.path().join("old"));
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        put(&mut kv, "a", b"1");
+        kv.flush_db().unwrap();
+        copy_dir(&db, &old);
+        put(&mut kv, "a", b"2");
+        put(&mut kv, "b", b"1");
+        let mut batch = Batch::default();
+        batch.delete(b"a".to_vec());
+        batch.put(b"c".to_vec(), b"1".to_vec());
+        kv.commit(batch).unwrap();
+        kv.flush().unwrap();
+        let expected = values(&kv);
+        drop(kv);
+        put_back(&old, &db);
+        // The second time the log holds what is there by now.
+        for _ in 0..2 {
+            let kv = SledKv::open(dir.path()).unwrap();
+            assert_eq!(values(&kv), expected);
+            assert_eq!(kv.number, 4);
+        }
+    }
+
+    #[test]
+    fn an_older_log_takes_nothing_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, old) = (dir.path().join("log"), dir.path().join("old"));
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        put(&mut kv, "a", b"1");
+        put(&mut kv, "a", b"2");
+        fs::copy(&log, &old).unwrap();
+        put(&mut kv, "a", b"3");
+        kv.flush_db().unwrap();
+        put(&mut kv, "b", b"1");
+        let expected = values(&kv);
+        drop(kv);
+        // The write of the last batch never came to the disk, and neither did the one before.
+        put_back(&old, &log);
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        assert_eq!(values(&kv), expected);
+        put(&mut kv, "a", b"4");
+        drop(kv);
+        assert_eq!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().unwrap(), b"4");
+    }
+
+    #[test]
+    fn a_store_that_lost_what_was_durable_is_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, old) = (dir.path().join("db"), dir.path().join("old"));
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        put(&mut kv, "a", b"1");
+        kv.flush_db().unwrap();
+        copy_dir(&db, &old);
+        put(&mut kv, "a", b"2");
+        kv.flush_db().unwrap();
+        put(&mut kv, "b", b"1");
+        drop(kv);
+        put_back(&old, &db);
+        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
+        let aside = move_aside(dir.path()).unwrap();
+        assert!(aside.with_extension("log").exists());
+        assert!(values(&SledKv::open(dir.path()).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn a_store_that_is_made_anew_takes_nothing_from_a_log() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+        fs::remove_file(dir.path().join("ready")).unwrap();
+        assert!(values(&SledKv::open(dir.path()).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn few_rows_are_flushed_to_the_log_and_many_to_sled() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        let mut write = |from: usize, rows: usize| {
+            let mut batch = Batch::default();
+            for row in from..from + rows {
+                batch.put(format!("{row:06}").into_bytes(), vec![7; 100]);
+            }
+            kv.commit(batch).unwrap();
+            kv.flush().unwrap();
+            (kv.log.rows(), kv.log.unwritten_rows())
+        };
+        assert_eq!(write(0, UNLOGGED_ROWS), (0, 0));
+        assert_eq!(write(0, 1), (1, 0));
+        // Behind what is in the log only there.
+        assert_eq!(write(0, UNLOGGED_ROWS), (UNLOGGED_ROWS + 1, 0));
+        assert_eq!(write(0, LOGGED_ROWS_MAX - UNLOGGED_ROWS), (0, 0));
+        assert_eq!(write(0, 2), (2, 0));
     }
 }

@@ -64,6 +64,8 @@ pub struct UnixVfs {
     root: PathBuf,
     /// Set once openat2 turned out to be missing or forbidden.
     stepwise: AtomicBool,
+    /// To ask the system reads a dozen files of cgroups.
+    threads: usize,
 }
 
 /// A directory, open for reading.
@@ -83,11 +85,12 @@ pub struct UnixFile(File);
 pub struct UnixSyncHandle(OwnedFd);
 
 impl UnixVfs {
-    /// Stands on the root's real path, which the caller resolved once. Touches nothing yet.
+    /// Stands on the root's real path, which the caller resolved once. Touches nothing of it yet.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX));
         // A trailing slash would have the kernel follow a link at the last component.
-        Self { root: root.components().collect(), stepwise: AtomicBool::new(false) }
+        Self { root: root.components().collect(), stepwise: AtomicBool::new(false), threads }
     }
 
     fn open_root(&self, flags: OFlags) -> io::Result<UnixDir> {
@@ -521,7 +524,7 @@ impl Vfs for UnixVfs {
     }
 
     fn threads(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX))
+        self.threads
     }
 
     fn staged_max(&self) -> usize {
