@@ -547,13 +547,14 @@ impl Running<'_> {
 
     /// Waits for something to do, then takes what is there.
     fn wait(&mut self) -> Result<(), TreeError> {
-        let due_soon = self.looks.has_kept() || self.tree.next_retry().is_some() || !self.is_quiet();
+        let due_soon = self.tree.next_retry().is_some() || !self.is_quiet();
         // A copy within this disk goes on at once, and gives way to whatever came meanwhile; in a paused tree
         // nothing goes on.
-        let pause = match (self.tree.is_copying() && !self.keeper.paused, due_soon) {
+        let pause = match (self.tree.is_copying() && !self.keeper.paused, self.looks.again_after(Instant::now())) {
             (true, _) => Duration::ZERO,
-            (false, true) => BUSY,
-            (false, false) => IDLE,
+            (false, Some(pause)) => pause,
+            (false, None) if due_soon => BUSY,
+            (false, None) => IDLE,
         };
         let mut next = match self.next_event(pause)? {
             Ok(event) => Some(event),

@@ -205,13 +205,27 @@ pub struct Cutter {
     sizes: ChunkSizes,
     buffer: Vec<u8>,
     manifest: Manifest,
+    /// What followed a chunk in an older content, and the chunk of it that is likely to come next.
+    followers: BTreeMap<[u8; 32], Chunk>,
+    likely: Option<Chunk>,
 }
 
 impl Cutter {
     /// With nothing yet.
     #[must_use]
     pub const fn new(sizes: ChunkSizes) -> Self {
-        Self { sizes, buffer: Vec::new(), manifest: Manifest { chunks: Vec::new() } }
+        let manifest = Manifest { chunks: Vec::new() };
+        Self { sizes, buffer: Vec::new(), manifest, followers: BTreeMap::new(), likely: None }
+    }
+
+    /// With nothing yet, for a content that is much like an older one. The cuts are the same; where they are known from that one,
+    /// they are not looked for.
+    #[must_use]
+    pub fn like(old: &Manifest, sizes: ChunkSizes) -> Self {
+        // The last chunk was cut by the end.
+        let cut = old.chunks.split_last().map_or(&[][..], |(_, cut)| cut);
+        let followers = cut.iter().zip(cut.iter().skip(1)).map(|(chunk, next)| (chunk.hash, *next)).collect();
+        Self { followers, likely: cut.first().copied(), ..Self::new(sizes) }
     }
 
     /// Takes the next bytes.
@@ -240,11 +254,17 @@ impl Cutter {
         let chunker = FastCDC::new(&self.buffer, min, average, max);
         let mut start = 0;
         while self.buffer.len() - start >= least {
-            let (_, end) = chunker.cut(start, self.buffer.len() - start);
-            let bytes = &self.buffer[start..end];
-            let length = u32::try_from(bytes.len()).expect("no longer than the longest chunk");
-            self.manifest.chunks.push(Chunk { hash: *blake3::hash(bytes).as_bytes(), length });
-            start = end;
+            let rest = &self.buffer[start..];
+            let hash_of = |length: u32| rest.get(..length as usize).map(|bytes| *blake3::hash(bytes).as_bytes());
+            let likely = self.likely.filter(|likely| hash_of(likely.length) == Some(likely.hash));
+            let chunk = likely.unwrap_or_else(|| {
+                let (_, end) = chunker.cut(start, rest.len());
+                let length = u32::try_from(end - start).expect("no longer than the longest chunk");
+                Chunk { hash: hash_of(length).expect("it is within the rest"), length }
+            });
+            self.likely = self.followers.get(&chunk.hash).copied();
+            self.manifest.chunks.push(chunk);
+            start += chunk.length as usize;
         }
         self.buffer.drain(..start);
     }

@@ -4,18 +4,23 @@
 //! cannot be excluded, the hash is provisional and is taken again.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pleach_protocol::entry::{Access, Hash, Value, ValueKind};
 use pleach_protocol::time::Time;
 use pleach_protocol::view::{State, access_by_number, default_mode};
 
+use crate::chunks::{CUT_BYTES_MAX, Cutter, Manifest};
 use crate::rows::{ShownRow, Stamp};
+use crate::tree::hands;
 use crate::vfs::{Kind, Meta, Vfs, Writers};
 
 /// A hash taken sooner than this after the file's change time may miss a write of the same tick, where stamps are coarse.
 pub(crate) const RACY_NANOS: i64 = 20_000_000;
 const READ_BYTES: usize = 128 * 1024;
+/// What is read at once where it is hashed and cut, by a thread each.
+const PIECE_BYTES: usize = 4 * 1024 * 1024;
 /// A content up to this length is kept for whoever asks for it next.
 const KEPT_BYTES_MAX: usize = 128 * 1024;
 
@@ -64,6 +69,8 @@ pub struct Found {
     pub links: u64,
     /// Its content, where it is small and was read.
     pub read: Option<Vec<u8>>,
+    /// Its chunks, where it was cut.
+    pub cut: Option<Manifest>,
 }
 
 impl Look {
@@ -92,6 +99,20 @@ pub fn stamp_of(meta: &Meta) -> Stamp {
 /// # Errors
 /// What the file system says, but for a name that is gone.
 pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
+    look_and_cut(vfs, dir, name, (known, None), care)
+}
+
+/// The same; a file that is read is also cut.
+///
+/// # Errors
+/// As [`look`].
+pub(crate) fn look_and_cut<V: Vfs>(
+    vfs: &V,
+    dir: &V::Dir,
+    name: &[u8],
+    (known, cutter): (Option<&ShownRow>, Option<Cutter>),
+    care: Care,
+) -> io::Result<Look> {
     let Some(meta) = vfs.stat(dir, name)? else { return Ok(Look::Gone) };
     if meta.mount_point {
         return Ok(Look::Mount);
@@ -114,7 +135,7 @@ pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>
             Ok(found(state, stamp, false, meta.links))
         }
         Kind::File if !care.take_open && age(&meta, care.now) < care.settle => Ok(Look::Busy),
-        Kind::File => look_into(vfs, dir, name, known, care),
+        Kind::File => look_into(vfs, dir, name, (known, cutter), care),
     }
 }
 
@@ -125,10 +146,16 @@ fn age(meta: &Meta, now: Time) -> Duration {
 }
 
 fn found(state: State, stamp: Stamp, provisional: bool, links: u64) -> Look {
-    Look::Found(Box::new(Found { state, stamp, provisional, links, read: None }))
+    Look::Found(Box::new(Found { state, stamp, provisional, links, read: None, cut: None }))
 }
 
-fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
+fn look_into<V: Vfs>(
+    vfs: &V,
+    dir: &V::Dir,
+    name: &[u8],
+    (known, cutter): (Option<&ShownRow>, Option<Cutter>),
+    care: Care,
+) -> io::Result<Look> {
     let file = match vfs.open_file(dir, name) {
         Ok(file) => file,
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Look::Gone),
@@ -145,7 +172,7 @@ fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow
         vfs.write_back(&file)?;
     }
     let before = vfs.stat_file(&file)?;
-    let (hash, size, read) = read_file(vfs, &file, before.size)?;
+    let (hash, size, read, cut) = read_file(vfs, &file, before.size, cutter)?;
     let writers = vfs.writers(&file);
     let after = vfs.stat_file(&file)?;
     if Stamp::of(&before) != Stamp::of(&after) && !care.take_open {
@@ -157,30 +184,63 @@ fn look_into<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow
     let state = State { value, mtime: Some(before.mtime), access: Some(access_of(&before, known, care.owners)) };
     let provisional = racy || writers != Writers::None && writers != Writers::Unknown || before != after;
     let (stamp, links) = (Stamp::of(&before), before.links);
-    Ok(Look::Found(Box::new(Found { state, stamp, provisional, links, read })))
+    Ok(Look::Found(Box::new(Found { state, stamp, provisional, links, read, cut })))
 }
 
-/// Reads and hashes a file of about this length; returns the hash, the length that was hashed, and what was read where
-/// that is little.
-fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64) -> io::Result<(Hash, u64, Option<Vec<u8>>)> {
+/// A content that was read: hash, length that was hashed, bytes where these are few, chunks where it was cut.
+type Read = (Hash, u64, Option<Vec<u8>>, Option<Manifest>);
+
+/// Reads and hashes a file of about this length.
+fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64, cutter: Option<Cutter>) -> io::Result<Read> {
+    if let Some(cutter) = cutter.filter(|_| about > KEPT_BYTES_MAX as u64 && about <= CUT_BYTES_MAX) {
+        let (hash, size, cut) = hash_and_cut(vfs, file, cutter)?;
+        return Ok((hash, size, None, Some(cut)));
+    }
     let Some(small) = usize::try_from(about).ok().filter(|bytes| *bytes <= KEPT_BYTES_MAX) else {
         let (hash, size) = hash_file(vfs, file)?;
-        return Ok((hash, size, None));
+        return Ok((hash, size, None, None));
     };
     let mut bytes = vec![0; small + 1];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match vfs.read_at(file, filled as u64, &mut bytes[filled..])? {
-            0 => {
-                bytes.truncate(filled);
-                return Ok((Hash(*blake3::hash(&bytes).as_bytes()), filled as u64, Some(bytes)));
-            }
-            n => filled += n,
-        }
+    let filled = read_piece(vfs, file, 0, &mut bytes)?;
+    if filled < bytes.len() {
+        bytes.truncate(filled);
+        return Ok((Hash(*blake3::hash(&bytes).as_bytes()), filled as u64, Some(bytes), None));
     }
     // It grew meanwhile.
     let (hash, size) = hash_file(vfs, file)?;
-    Ok((hash, size, None))
+    Ok((hash, size, None, None))
+}
+
+/// Fills a buffer from an offset on; returns how much there was, less than it holds only at the end.
+fn read_piece<V: Vfs>(vfs: &V, file: &V::File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match vfs.read_at(file, offset + filled as u64, &mut bytes[filled..])? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// Hashes and cuts an open file at the same time.
+fn hash_and_cut<V: Vfs>(vfs: &V, file: &V::File, cutter: Cutter) -> io::Result<(Hash, u64, Manifest)> {
+    let (mut hasher, cutter) = (blake3::Hasher::new(), Mutex::new(cutter));
+    let (mut buffer, mut offset) = (vec![0; PIECE_BYTES], 0);
+    loop {
+        let n = read_piece(vfs, file, offset, &mut buffer)?;
+        let bytes = &buffer[..n];
+        let cut = || cutter.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes);
+        let hash = || {
+            hasher.update(bytes);
+        };
+        hands::both(vfs, cut, hash);
+        offset += n as u64;
+        if n < buffer.len() {
+            let cutter = cutter.into_inner().unwrap_or_else(PoisonError::into_inner);
+            return Ok((Hash(*hasher.finalize().as_bytes()), offset, cutter.finish()));
+        }
+    }
 }
 
 /// Hashes an open file; returns the hash and the length that was hashed.

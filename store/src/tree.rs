@@ -37,7 +37,7 @@ mod fallback;
 mod fetch;
 mod first;
 mod fresh;
-mod hands;
+pub(crate) mod hands;
 mod hooks;
 mod local;
 mod manifests;

@@ -175,6 +175,10 @@ pub trait Vfs: Send + Sync + 'static {
     fn link_temp(&self, file: &Self::File, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
     /// fdatasync; also on a read-only handle.
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
+    /// Starts the write-back of a range and waits for none of it, so that the sync that comes is short. A hint.
+    fn begin_write_back(&self, _file: &Self::File, _offset: u64, _length: u64) {}
+    /// Its content is not needed soon: what memory holds of it makes room. A hint.
+    fn let_go(&self, _file: &Self::File) {}
     /// Sets attributes of an open file (fchown, fchmod, futimens).
     fn set_file_attributes(&self, file: &Self::File, set: &SetAttributes) -> io::Result<()>;
     /// Sets attributes of a name that is a directory or a symbolic link, never following one.

@@ -12,7 +12,7 @@ use pleach_store::root::RootError;
 use pleach_store::tree::{ScanStats, TreeError};
 
 use super::facts::{look_at_dir, take_facts};
-use super::{EVENTS_MAX, Event, READ_ON_MAX, READ_ON_SCANNING, Running, WatchNews, take_next};
+use super::{BUSY, EVENTS_MAX, Event, READ_ON_MAX, READ_ON_SCANNING, Running, WatchNews, take_next};
 use crate::config::{OpenFiles, TreeConfig};
 use crate::exchange::may_go_before_scan;
 use crate::machine::lock;
@@ -22,6 +22,9 @@ use crate::watch::Fact;
 const OPEN_FILES_MAX: Duration = Duration::from_secs(60);
 /// Entries that the first scan looks at before peers are answered.
 const ENTRIES_AT_ONCE: u64 = 400;
+/// The soonest that kept files are looked at again, where there are no more of them than that.
+const AGAIN_MIN: Duration = Duration::from_millis(1);
+const KEPT_AT_ONCE: usize = 64;
 /// How often directories without watches are read.
 const POLLED_EVERY: Duration = Duration::from_secs(5);
 
@@ -75,6 +78,13 @@ impl Looks {
 
     pub(super) fn has_kept(&self) -> bool {
         !self.kept.is_empty()
+    }
+
+    /// When kept files are due again: soon after an event, and later with each look that finds them kept still. The event of a
+    /// close can be here before the kernel counts one writer less, and is the last one.
+    pub(super) fn again_after(&self, now: Instant) -> Option<Duration> {
+        let quiet = self.kept.values().map(|kept| now.saturating_duration_since(kept.touched)).min()?;
+        Some(if self.kept.len() > KEPT_AT_ONCE { BUSY } else { quiet.clamp(AGAIN_MIN, BUSY) })
     }
 
     pub(super) const fn news(&self) -> &WatchNews {
@@ -197,9 +207,9 @@ impl Running<'_> {
             self.tree.look_again(path, true, due || take_all);
         }
         let busy = self.tree.catch_up()?;
-        let kept = std::mem::take(&mut self.looks.kept);
+        let mut kept = std::mem::take(&mut self.looks.kept);
         for path in busy {
-            let at = kept.get(&path).copied().unwrap_or(Kept { since: now, touched: now });
+            let at = kept.remove(&path).unwrap_or(Kept { since: now, touched: now });
             self.looks.kept.insert(path, at);
         }
         self.tree.check_late_writers()?;
@@ -233,5 +243,35 @@ impl Running<'_> {
         self.look()?;
         self.tree.sync_minted(true)?;
         self.advance()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn kept_files_are_due_soon_after_an_event_and_later_with_each_look() {
+        let rules = Arc::new(Mutex::new(IgnoreRules::new(&[]).unwrap()));
+        let mut looks = Looks::new(&TreeConfig::new("www", "/srv/www"), rules, channel().0, channel().0);
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        assert_eq!(looks.again_after(at(0)), None);
+        let keep = |looks: &mut Looks, name: &str, touched| {
+            looks.kept.insert(TreePath::parse(name.as_bytes()).unwrap(), Kept { since: begin, touched });
+        };
+        keep(&mut looks, "f", begin);
+        for (after, pause) in [(0, 1), (1, 1), (2, 2), (30, 30), (99, 99), (100, 100), (9_000, 100)] {
+            assert_eq!(looks.again_after(at(after)), Some(Duration::from_millis(pause)));
+        }
+        keep(&mut looks, "g", at(9_000));
+        assert_eq!(looks.again_after(at(9_003)), Some(Duration::from_millis(3)));
+        // So many are not looked at a thousand times a second.
+        for n in 0..KEPT_AT_ONCE {
+            keep(&mut looks, &n.to_string(), at(9_000));
+        }
+        assert_eq!(looks.again_after(at(9_003)), Some(BUSY));
     }
 }

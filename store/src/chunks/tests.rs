@@ -49,6 +49,34 @@ fn a_small_change_of_a_large_content_changes_few_chunks_and_parts() {
 }
 
 #[test]
+fn what_is_like_an_older_content_is_cut_as_if_it_were_not() {
+    let content = noise(1, 300_000);
+    let with = |at: usize, bytes: &[u8]| [&content[..at], bytes, &content[at..]].concat();
+    let mut flipped = content.clone();
+    flipped[150_000] ^= 1;
+    let repeats = [vec![0; 50_000], content.clone(), vec![0; 50_000], content.clone()].concat();
+    let others = [
+        content.clone(),
+        flipped,
+        with(0, &noise(2, 500)),
+        with(150_000, &[1; 5_000]),
+        with(300_000, &noise(3, 500)),
+        content[..299_990].to_vec(),
+        content[100_000..].to_vec(),
+        noise(4, 300_000),
+        repeats,
+        Vec::new(),
+    ];
+    for old in &others {
+        for new in &others {
+            let mut cutter = Cutter::like(&cut(old, 100_000), SMALL);
+            new.chunks(70_000).for_each(|piece| cutter.feed(piece));
+            assert_eq!(cutter.finish(), cut(new, 100_000));
+        }
+    }
+}
+
+#[test]
 fn content_that_repeats_itself_is_cut_too() {
     let zeros = vec![0; 100_000];
     let manifest = cut(&zeros, 9_999);

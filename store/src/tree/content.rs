@@ -22,6 +22,8 @@ use crate::vfs::Vfs;
 pub(super) const COPY_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// A content up to this length is held in memory until its batch is written, in bytes.
 const WHOLE_BYTES_MAX: u64 = 64 * 1024;
+/// What is written of a content before its write-back starts.
+const WRITE_BACK_BYTES: u64 = 8 * 1024 * 1024;
 /// A piece of a local copy.
 const PIECE_BYTES: usize = 128 * 1024;
 
@@ -40,6 +42,17 @@ pub(super) struct Building<V: Vfs> {
     partial: Option<u64>,
     /// Some of it was here before.
     resumed: bool,
+}
+
+impl<V: Vfs> Building<V> {
+    /// It is whole up to there. What was written goes to the disk meanwhile: the sync at the end is short.
+    pub(super) fn fill_up_to(&mut self, vfs: &V, end: u64) {
+        let (done, due) = (self.filled / WRITE_BACK_BYTES, end / WRITE_BACK_BYTES);
+        if due > done {
+            vfs.begin_write_back(&self.file, done * WRITE_BACK_BYTES, (due - done) * WRITE_BACK_BYTES);
+        }
+        self.filled = end;
+    }
 }
 
 /// A content of this disk that is copied.
@@ -364,7 +377,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 None | Some(0) => return self.ask_instead(path),
                 Some(n) => {
                     building.hasher.update(&buffer[..n]);
-                    building.filled += n as u64;
+                    building.fill_up_to(&*self.vfs, building.filled + n as u64);
                     self.apply.copy_left = self.apply.copy_left.saturating_sub(n as u64);
                 }
             }
@@ -415,7 +428,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return self.missing(id, &format!("cannot be staged: {error}"));
         }
         building.hasher.update(bytes);
-        building.filled += bytes.len() as u64;
+        building.fill_up_to(&*self.vfs, offset + bytes.len() as u64);
         building.pass_pieces();
         if !last {
             return Ok(());

@@ -59,21 +59,34 @@ pub(super) enum Delta<V: Vfs> {
     Joining { old: V::File, pieces: Vec<Piece>, next: usize },
 }
 
-/// Reads so many bytes behind those that are there; where it cannot, these stay alone.
-fn read_more<V: Vfs>(vfs: &V, file: &V::File, from: u64, length: usize, bytes: &mut Vec<u8>) -> bool {
-    let begin = bytes.len();
-    bytes.resize(begin + length, 0);
-    let mut filled = begin;
-    while filled < bytes.len() {
-        match vfs.read_at(file, from + (filled - begin) as u64, &mut bytes[filled..]) {
-            Ok(n) if n > 0 => filled += n,
-            _ => {
-                bytes.truncate(begin);
-                return false;
+/// Bytes that are copied together, in a buffer that serves for all of them.
+#[derive(Default)]
+struct Run {
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Run {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+
+    /// Reads so many bytes behind those that are there; where it cannot, these stay alone.
+    fn read_more<V: Vfs>(&mut self, vfs: &V, file: &V::File, from: u64, length: usize) -> bool {
+        let end = self.filled + length;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        let mut filled = self.filled;
+        while filled < end {
+            match vfs.read_at(file, from + (filled - self.filled) as u64, &mut self.buffer[filled..end]) {
+                Ok(n) if n > 0 => filled += n,
+                _ => return false,
             }
         }
+        self.filled = end;
+        true
     }
-    true
 }
 
 impl<V: Vfs> Building<V> {
@@ -88,15 +101,15 @@ impl<V: Vfs> Building<V> {
     /// Copies the next pieces, those of them that begin before `until` and about [`RUN_BYTES`] at most, through a buffer;
     /// says whether the first was what it should be. What was not is asked for. What is written of it is written again
     /// then: only what was verified counts as filled.
-    fn copy_run(&mut self, vfs: &V, until: u64, run: &mut Vec<u8>) -> bool {
+    fn copy_run(&mut self, vfs: &V, until: u64, run: &mut Run) -> bool {
         let Some(Delta::Joining { old, pieces, next }) = &mut self.delta else { return false };
         let Some(ahead) = pieces.get_mut(*next..).filter(|ahead| !ahead.is_empty()) else { return false };
-        run.clear();
+        run.filled = 0;
         let mut lengths = Vec::new();
         let begins = ahead.first().is_some_and(|piece| piece.start() == self.filled);
         for piece in ahead.iter().take_while(|piece| begins && piece.start() < until) {
             let (Some(from), length) = (piece.from, piece.chunk.length as usize) else { break };
-            if run.len() >= RUN_BYTES || !read_more(vfs, old, from, length, run) {
+            if run.filled >= RUN_BYTES || !run.read_more(vfs, old, from, length) {
                 break;
             }
             lengths.push(length);
@@ -107,7 +120,7 @@ impl<V: Vfs> Building<V> {
         }
         let mut hasher = self.hasher.clone();
         let verify = || {
-            let (mut rest, mut good) = (&run[..], 0usize);
+            let (mut rest, mut good) = (run.bytes(), 0usize);
             for (piece, length) in ahead.iter().zip(&lengths) {
                 let (bytes, behind) = rest.split_at(*length);
                 if *blake3::hash(bytes).as_bytes() != piece.chunk.hash {
@@ -118,7 +131,7 @@ impl<V: Vfs> Building<V> {
             }
             good
         };
-        let (written, good) = hands::both(vfs, || vfs.write_at(&self.file, self.filled, run), verify);
+        let (written, good) = hands::both(vfs, || vfs.write_at(&self.file, self.filled, run.bytes()), verify);
         let last = good.checked_sub(1).filter(|_| written.is_ok()).and_then(|last| ahead.get(last));
         let Some(end) = last.map(|piece| piece.end) else {
             if let Some(piece) = ahead.first_mut() {
@@ -126,13 +139,14 @@ impl<V: Vfs> Building<V> {
             }
             return false;
         };
-        (self.hasher, self.filled, *next) = (hasher, end, *next + good);
+        (self.hasher, *next) = (hasher, *next + good);
+        self.fill_up_to(vfs, end);
         true
     }
 
     /// Whether bytes at an offset are what was asked for, once what lies before them is copied.
     pub(super) fn close_gap(&mut self, vfs: &V, offset: u64, length: u64) -> bool {
-        let mut run = Vec::new();
+        let mut run = Run::default();
         while self.filled < offset {
             if !self.copy_run(vfs, offset, &mut run) {
                 return false;
@@ -256,14 +270,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 (Err(_), _) => self.fetch_whole(path),
             };
         }
-        let mut run = Vec::new();
+        let mut run = Run::default();
         while self.apply.copy_left > 0 {
             let Some(piece) = building.next_piece() else { return self.end_delta(path) };
             if piece.from.is_none() {
                 return self.ask_ranges(path);
             }
             building.copy_run(&*self.vfs, u64::MAX, &mut run);
-            self.apply.copy_left = self.apply.copy_left.saturating_sub(run.len() as u64);
+            self.apply.copy_left = self.apply.copy_left.saturating_sub(run.filled as u64);
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ use crate::vfs::{RenameMode, Vfs, Writers};
 /// Vaulted files that a writer still has open; beyond it the oldest are compared at the next start.
 const LATE_MAX: usize = 4_096;
 
+/// A version that is so long makes room in memory: few of them are read again.
+const LET_GO_BYTES: u64 = 1024 * 1024;
+
 /// Vaulted files whose writers have not closed them yet, by id.
 pub(super) type LateWriters = BTreeMap<u64, TreePath>;
 
@@ -63,7 +66,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             (Look::Found(found), ..) => found,
             // A lease keeps us out (Samba): it is filed as what was shown, and looked at when it is free.
             (Look::Busy, Some(state), Some(stamp)) => {
-                Box::new(Found { state, stamp, provisional: true, links: 1, read: None })
+                Box::new(Found { state, stamp, provisional: true, links: 1, read: None, cut: None })
             }
             _ => return Ok(()),
         };
@@ -123,7 +126,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     self.copy_to_vault(place, &file, &name)?;
                     self.vfs.remove_file(&place.staging, &name)?;
                 }
-                Ok(file) => open = self.vfs.writers(&file) == Writers::Some,
+                Ok(file) => {
+                    open = self.vfs.writers(&file) == Writers::Some;
+                    if !open && size.is_some_and(|size| size >= LET_GO_BYTES) {
+                        self.vfs.let_go(&file);
+                    }
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => open = true,
                 Err(error) => return Err(error),
             }

@@ -146,7 +146,7 @@ pub(super) fn each<V: Vfs, T: Send, R: Send>(
 }
 
 /// Does two things at once where the file system gains from that, else one after the other.
-pub(super) fn both<V: Vfs, R: Send, S>(vfs: &V, there: impl Fn() -> R + Sync, here: impl FnOnce() -> S) -> (R, S) {
+pub(crate) fn both<V: Vfs, R: Send, S>(vfs: &V, there: impl Fn() -> R + Sync, here: impl FnOnce() -> S) -> (R, S) {
     thread::scope(|scope| {
         let helper = match vfs.threads() {
             0 | 1 => None,

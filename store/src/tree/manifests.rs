@@ -7,10 +7,10 @@ use std::sync::Arc;
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 
-use super::{Tree, TreeError};
+use super::{Tree, TreeError, content_of};
 use crate::chunks::{CUT_BYTES_MAX, Cutter, Manifest};
 use crate::kv::Kv;
-use crate::rows::{self, ManifestRow};
+use crate::rows::{self, ManifestRow, ShownRow};
 use crate::vfs::Vfs;
 
 /// Chunks of stored manifests together; the oldest manifests give way.
@@ -28,6 +28,7 @@ pub(super) struct Cutting<V: Vfs> {
     pub(super) hash: Hash,
     size: u64,
     read: u64,
+    buffer: Vec<u8>,
     cutter: Cutter,
 }
 
@@ -62,18 +63,18 @@ impl<V: Vfs> Manifests<V> {
 
 impl<V: Vfs> Cutting<V> {
     pub(super) const fn new(file: V::File, (hash, size): (Hash, u64), cutter: Cutter) -> Self {
-        Self { file, hash, size, read: 0, cutter }
+        Self { file, hash, size, read: 0, buffer: Vec::new(), cutter }
     }
 
     /// Goes on within a budget. The manifest at the end; an error where the content is another by now.
     pub(super) fn step(&mut self, vfs: &V, left: &mut u64) -> io::Result<bool> {
-        let mut buffer = vec![0; READ_BYTES];
+        self.buffer.resize(READ_BYTES, 0);
         while *left > 0 {
-            match vfs.read_at(&self.file, self.read, &mut buffer)? {
+            match vfs.read_at(&self.file, self.read, &mut self.buffer)? {
                 0 if self.read == self.size => return Ok(true),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 n => {
-                    self.cutter.feed(&buffer[..n]);
+                    self.cutter.feed(&self.buffer[..n]);
                     self.read += n as u64;
                     *left = left.saturating_sub(n as u64);
                 }
@@ -113,6 +114,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let (start, end) = rows::manifest_parts_range(hash);
         let parts: Vec<(Vec<u8>, Vec<u8>)> = self.index.others(&start, &end, usize::MAX)?;
         Ok(Manifest::of_parts(parts.iter().map(|(_, part)| part.as_slice()), row.size).ok())
+    }
+
+    /// What cuts a content in place of which this was shown: peers asked for the chunks of the last one, and will for those of the
+    /// next.
+    pub(super) fn cutter_like(&self, known: Option<&ShownRow>) -> Result<Option<Cutter>, TreeError> {
+        let state = known.and_then(|known| known.shown.state.as_ref());
+        let Some((_, Some(hash))) = state.map(|state| content_of(&state.value)) else { return Ok(None) };
+        let manifest = self.manifest(hash)?;
+        Ok(manifest.map(|manifest| Cutter::like(&manifest, self.options.cuts.sizes)))
     }
 
     /// Keeps a manifest; the oldest ones give way.

@@ -78,11 +78,23 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let care = Care { rehash, take_open, ..self.care() };
         let known = self.known_there(path, &row)?;
         let seen = match self.open_parent(place, path) {
-            Ok(Some(dir)) => look::look(&*self.vfs, &dir, path.name(), known.as_ref(), care),
+            Ok(Some(dir)) => self.look_at(&dir, path, known.as_ref(), care)?,
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
         self.judge(path, row, seen)
+    }
+
+    /// Looks at a name, of which `known` was shown last.
+    pub(super) fn look_at(
+        &self,
+        dir: &V::Dir,
+        path: &TreePath,
+        known: Option<&ShownRow>,
+        care: Care,
+    ) -> Result<io::Result<Look>, TreeError> {
+        let cutter = self.cutter_like(known)?;
+        Ok(look::look_and_cut(&*self.vfs, dir, path.name(), (known, cutter), care))
     }
 
     /// Whether a look at a path can only find what is recorded, by its stamp or because nothing is there and
@@ -142,10 +154,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             Ok(Look::Gone | Look::Special) => None,
             Ok(Look::Found(mut found)) => {
-                if let (_, Some(hash)) = super::content_of(&found.state.value)
-                    && let Some(content) = found.read.take()
-                {
-                    self.fresh.put(path, hash, content);
+                if let (_, Some(hash)) = super::content_of(&found.state.value) {
+                    if let Some(content) = found.read.take() {
+                        self.fresh.put(path, hash, content);
+                    }
+                    if let Some(manifest) = found.cut.take() {
+                        self.keep_manifest(hash, &manifest);
+                    }
                 }
                 Some(found)
             }

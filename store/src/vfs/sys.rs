@@ -47,6 +47,14 @@ pub(crate) fn write_back(fd: impl AsFd) -> io::Result<()> {
     check(unsafe { libc::sync_file_range(fd.as_fd().as_raw_fd(), 0, 0, WRITE_AND_WAIT) })
 }
 
+/// Starts the write-back of a file's dirty pages in a range; takes no error from whoever syncs.
+pub(crate) fn begin_write_back(fd: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let (fd, offset, length) = (fd.as_fd().as_raw_fd(), signed(offset), signed(length));
+    // SAFETY: the descriptor is borrowed for the call, which takes plain numbers.
+    check(unsafe { libc::sync_file_range(fd, offset, length, libc::SYNC_FILE_RANGE_WRITE) })
+}
+
 /// What tests need to play the other process.
 #[cfg(test)]
 pub(crate) mod testing {

@@ -432,6 +432,18 @@ impl Vfs for UnixVfs {
         file.0.sync_data()
     }
 
+    fn begin_write_back(&self, file: &UnixFile, offset: u64, length: u64) {
+        if let Err(error) = sys::begin_write_back(&file.0, offset, length) {
+            tracing::debug!(%error, "write-back does not start early");
+        }
+    }
+
+    fn let_go(&self, file: &UnixFile) {
+        if let Err(error) = rustix::fs::fadvise(&file.0, 0, None, rustix::fs::Advice::DontNeed) {
+            tracing::debug!(%error, "a content stays in memory");
+        }
+    }
+
     fn set_file_attributes(&self, file: &UnixFile, set: &SetAttributes) -> io::Result<()> {
         Ok(CheckedAttributes::new(set)?.set_open(file.0.as_fd())?)
     }
