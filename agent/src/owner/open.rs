@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::KvError;
@@ -22,6 +22,11 @@ use crate::watch::{WatchError, Watcher};
 
 /// How long the forwarder waits for facts before it looks whether anybody listens.
 const POLL: Duration = Duration::from_secs(1);
+
+/// After so many facts at once the next ones are gathered for so long: each batch costs a sync of the store, which
+/// users' own writes wait for, too.
+const STORM_FACTS: usize = 8;
+const STORM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Says why a tree cannot be opened or go on.
 #[derive(Debug, thiserror::Error)]
@@ -225,8 +230,12 @@ impl Forwarder {
                 continue;
             }
             told.clone_from(&news);
+            let (sent, storm) = (Instant::now(), facts.len() >= STORM_FACTS);
             if self.inbox.send(Event::Facts(facts, news)).is_err() || self.taken.recv().is_err() {
                 return;
+            }
+            if storm {
+                thread::sleep(STORM_PAUSE.saturating_sub(sent.elapsed()));
             }
         }
     }
