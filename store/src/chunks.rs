@@ -222,10 +222,12 @@ impl Cutter {
     /// they are not looked for.
     #[must_use]
     pub fn like(old: &Manifest, sizes: ChunkSizes) -> Self {
-        // The last chunk was cut by the end.
+        // The last chunk was cut by the end. A peer's list may have others that nobody cuts: of single bytes, say.
         let cut = old.chunks.split_last().map_or(&[][..], |(_, cut)| cut);
-        let followers = cut.iter().zip(cut.iter().skip(1)).map(|(chunk, next)| (chunk.hash, *next)).collect();
-        Self { followers, likely: cut.first().copied(), ..Self::new(sizes) }
+        let fits = |chunk: &Chunk| (sizes.min..=sizes.max).contains(&chunk.length);
+        let followers = cut.iter().zip(cut.iter().skip(1)).filter(|(_, next)| fits(next));
+        let followers = followers.map(|(chunk, next)| (chunk.hash, *next)).collect();
+        Self { followers, likely: cut.first().copied().filter(fits), ..Self::new(sizes) }
     }
 
     /// Takes the next bytes.

@@ -99,10 +99,10 @@ pub fn stamp_of(meta: &Meta) -> Stamp {
 /// # Errors
 /// What the file system says, but for a name that is gone.
 pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
-    look_and_cut(vfs, dir, name, (known, None), care)
+    look_and_cut(vfs, dir, name, (known, || None), care)
 }
 
-/// The same; a file that is read is also cut.
+/// The same; a file that is read is also cut where there is something to cut it.
 ///
 /// # Errors
 /// As [`look`].
@@ -110,7 +110,7 @@ pub(crate) fn look_and_cut<V: Vfs>(
     vfs: &V,
     dir: &V::Dir,
     name: &[u8],
-    (known, cutter): (Option<&ShownRow>, Option<Cutter>),
+    (known, cutter): (Option<&ShownRow>, impl FnOnce() -> Option<Cutter>),
     care: Care,
 ) -> io::Result<Look> {
     let Some(meta) = vfs.stat(dir, name)? else { return Ok(Look::Gone) };
@@ -153,7 +153,7 @@ fn look_into<V: Vfs>(
     vfs: &V,
     dir: &V::Dir,
     name: &[u8],
-    (known, cutter): (Option<&ShownRow>, Option<Cutter>),
+    (known, cutter): (Option<&ShownRow>, impl FnOnce() -> Option<Cutter>),
     care: Care,
 ) -> io::Result<Look> {
     let file = match vfs.open_file(dir, name) {
@@ -191,8 +191,9 @@ fn look_into<V: Vfs>(
 type Read = (Hash, u64, Option<Vec<u8>>, Option<Manifest>);
 
 /// Reads and hashes a file of about this length.
-fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64, cutter: Option<Cutter>) -> io::Result<Read> {
-    if let Some(cutter) = cutter.filter(|_| about > KEPT_BYTES_MAX as u64 && about <= CUT_BYTES_MAX) {
+fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64, cutter: impl FnOnce() -> Option<Cutter>) -> io::Result<Read> {
+    let is_cut = about > KEPT_BYTES_MAX as u64 && about <= CUT_BYTES_MAX;
+    if let Some(cutter) = is_cut.then(cutter).flatten() {
         let (hash, size, cut) = hash_and_cut(vfs, file, cutter)?;
         return Ok((hash, size, None, Some(cut)));
     }

@@ -77,6 +77,17 @@ fn what_is_like_an_older_content_is_cut_as_if_it_were_not() {
 }
 
 #[test]
+fn chunks_that_nobody_cuts_are_not_followed() {
+    let zeros = vec![0; 100_000];
+    for length in [1u32, 63, 1025, 50_000] {
+        let hash = *blake3::hash(&zeros[..length as usize]).as_bytes();
+        let mut cutter = Cutter::like(&Manifest { chunks: vec![Chunk { hash, length }; 5] }, SMALL);
+        cutter.feed(&zeros);
+        assert_eq!(cutter.finish(), cut(&zeros, 100_000), "{length}");
+    }
+}
+
+#[test]
 fn content_that_repeats_itself_is_cut_too() {
     let zeros = vec![0; 100_000];
     let manifest = cut(&zeros, 9_999);

@@ -118,11 +118,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// What cuts a content in place of which this was shown: peers asked for the chunks of the last one, and will for those of the
     /// next.
-    pub(super) fn cutter_like(&self, known: Option<&ShownRow>) -> Result<Option<Cutter>, TreeError> {
-        let state = known.and_then(|known| known.shown.state.as_ref());
-        let Some((_, Some(hash))) = state.map(|state| content_of(&state.value)) else { return Ok(None) };
-        let manifest = self.manifest(hash)?;
-        Ok(manifest.map(|manifest| Cutter::like(&manifest, self.options.cuts.sizes)))
+    pub(super) fn cutter_like(&self, known: Option<&ShownRow>) -> Option<Cutter> {
+        let (_, hash) = content_of(&known?.shown.state.as_ref()?.value);
+        let manifest =
+            self.manifest(hash?).inspect_err(|error| tracing::debug!(%error, "a manifest is not used")).ok()??;
+        Some(Cutter::like(&manifest, self.options.cuts.sizes))
     }
 
     /// Keeps a manifest; the oldest ones give way.

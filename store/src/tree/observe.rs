@@ -78,7 +78,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let care = Care { rehash, take_open, ..self.care() };
         let known = self.known_there(path, &row)?;
         let seen = match self.open_parent(place, path) {
-            Ok(Some(dir)) => self.look_at(&dir, path, known.as_ref(), care)?,
+            Ok(Some(dir)) => self.look_at(&dir, path, known.as_ref(), care),
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
@@ -92,9 +92,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         path: &TreePath,
         known: Option<&ShownRow>,
         care: Care,
-    ) -> Result<io::Result<Look>, TreeError> {
-        let cutter = self.cutter_like(known)?;
-        Ok(look::look_and_cut(&*self.vfs, dir, path.name(), (known, cutter), care))
+    ) -> io::Result<Look> {
+        look::look_and_cut(&*self.vfs, dir, path.name(), (known, || self.cutter_like(known)), care)
     }
 
     /// Whether a look at a path can only find what is recorded, by its stamp or because nothing is there and

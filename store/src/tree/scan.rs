@@ -310,10 +310,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         stats.entries += 1;
-        let seen = match seen {
-            Some(seen) => seen,
-            None => self.look_at(dir, &child, there.as_ref(), self.care())?,
-        };
+        let seen = seen.unwrap_or_else(|| self.look_at(dir, &child, there.as_ref(), self.care()));
         let mut is_dir = false;
         if let Ok(Look::Found(found)) = &seen {
             is_dir = found.state.value == Value::Dir;
