@@ -200,6 +200,11 @@ impl<V: Vfs> Applier<V> {
         })
     }
 
+    /// Whether a content without a name is on this disk.
+    pub(super) fn writes(&self) -> bool {
+        self.window.values().any(|w| matches!(w.progress, Progress::Building(_) | Progress::Staged(_)))
+    }
+
     /// Takes a path up again.
     pub(super) fn revisit(&mut self, path: &TreePath, seq: u64) {
         if let Some(work) = self.window.get_mut(path) {

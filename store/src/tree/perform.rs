@@ -143,7 +143,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             // The next batch is staged meanwhile.
             self.index.put_behind(self.vfs.sync_later(handle))?;
         }
-        self.apply.sync = None;
+        // What is being written for a later batch was begun under this handle: another one would not hear that its write-back
+        // failed by now, if somebody heard it (LINUX.md §11).
+        if !self.apply.writes() {
+            self.apply.sync = None;
+        }
         for ((op, id), outcome) in ops.into_iter().zip(ids).zip(outcomes) {
             self.conclude(place, &op, id, outcome)?;
         }
