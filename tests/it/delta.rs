@@ -4,7 +4,7 @@ use pleach_protocol::entry::Hash;
 use pleach_protocol::session::What;
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, ask, pair, rest, staged};
+use pleach_tests::model::{ModelNode, ask, pair, rest, settle, staged};
 
 const SIZE: usize = 300_000;
 
@@ -284,4 +284,27 @@ fn an_old_content_that_changes_meanwhile_spoils_nothing() {
         let won = b.disk.user().read("f").unwrap();
         assert!(won == changed || won == spoiled, "{before}");
     }
+}
+
+/// LINUX measurements, section 11: a handle that is opened after a failed write-back does not tell of it.
+#[test]
+fn a_write_back_that_fails_under_an_earlier_batch_is_heard_of() {
+    let (mut a, mut b) = with(b"first");
+    let content = noise(1, SIZE);
+    a.disk.user().write("large", &content).unwrap();
+    let want = one(&ask(&mut a, &mut b));
+    assert_eq!(send(&a, &mut b, &want, 150_000, false), 150_000);
+    // A batch ends meanwhile.
+    a.disk.user().write("small", "s").unwrap();
+    ask(&mut a, &mut b);
+    assert!(b.disk.user().read("small").is_ok());
+    b.disk.fail_write_back();
+    let rest = a.tree.as_ref().unwrap().read_content(&want.path, want.hash, 150_000, SIZE).unwrap();
+    b.tree.as_mut().unwrap().receive(want.id, 150_000, &rest, true).unwrap();
+    // So many at once are made durable by one syncfs.
+    for n in 0..40 {
+        a.disk.user().write(format!("f{n}"), format!("content {n}")).unwrap();
+    }
+    assert!(settle(&mut a, &mut b).is_err());
+    assert!(b.disk.user().read("large").is_err(), "it is shown without its first half");
 }
