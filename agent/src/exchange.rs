@@ -14,9 +14,10 @@ use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::Standing;
 use pleach_store::kv::Kv;
-use pleach_store::tree::{Life, Tree, TreeError};
+use pleach_store::tree::{Life, Rows, Tree, TreeError};
 use pleach_store::vfs::Vfs;
 
+mod alike;
 mod asking;
 mod barrier;
 mod first;
@@ -116,6 +117,8 @@ struct Stream<T> {
     heads: BTreeMap<u64, u64>,
     /// Who waits for whose whole index in this session.
     first: first::Standing,
+    /// What both said that their directories come to.
+    digests: alike::Digested,
     counted: Option<Counted>,
 }
 
@@ -132,8 +135,11 @@ struct Counted {
 /// only what is durable; what is merged, applied or waited for needs to know what is on the disk.
 #[must_use]
 pub const fn may_go_before_scan(output: &Output) -> bool {
-    use Output::{HeadAsked, Merge, Moved, Received};
-    !matches!(output, Merge { .. } | Moved { .. } | Received { .. } | HeadAsked { .. })
+    use Output::{HeadAsked, Merge, MergeAlike, Moved, ReadDigests, Received};
+    !matches!(
+        output,
+        Merge { .. } | MergeAlike { .. } | Moved { .. } | Received { .. } | HeadAsked { .. } | ReadDigests { .. }
+    )
 }
 
 /// All of a tree's peers. See the module.
@@ -168,6 +174,7 @@ impl<T> Default for Stream<T> {
             peer_stuck: 0,
             heads: BTreeMap::new(),
             first: first::Standing::default(),
+            digests: alike::Digested::default(),
             counted: None,
         }
     }
@@ -402,6 +409,7 @@ impl<T: Tell> Stream<T> {
         self.applied = (0, 0);
         self.heads.clear();
         self.first = first::Standing::default();
+        self.digests = self.digests.anew();
     }
 
     /// Tells the session something; false where there is none.
@@ -462,10 +470,19 @@ impl<T: Tell> Exchange<T> {
                 },
             ),
             Output::ReadRows { after, bytes_max, .. } => {
-                let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
-                let (rows, names, upto) = tree.read_rows(after, bytes_max, (peer, stream.life.incarnation))?;
-                stream.say(|tree| Input::Rows { tree, rows, names, upto });
+                let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
+                let place = (peer, stream.life.incarnation);
+                let Rows { rows, alike, names, upto } =
+                    tree.read_rows(after, bytes_max, place, stream.digests.theirs_mut())?;
+                stream.say(|tree| Input::Rows { tree, rows, alike, names, upto });
             }
+            Output::ReadDigests { .. } => self.tell_digests(tree, peer)?,
+            Output::Digests { digests, last, .. } => {
+                if let Some(stream) = self.peers.get_mut(&peer) {
+                    stream.digests.hear(digests, last);
+                }
+            }
+            Output::MergeAlike { alike, names, .. } => self.merge_alike(tree, peer, &alike, names)?,
             Output::Moved { moved, .. } => {
                 let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
                 if tree.carry_move(&moved, (peer, stream.life))? {
@@ -492,7 +509,12 @@ impl<T: Tell> Exchange<T> {
                 self.take_content(tree, peer, (want, offset), &bytes, last)?;
             }
             Output::Missing { want, reason, .. } => self.missing(tree, (peer, want), &reason)?,
-            Output::PeerMerged { seq, .. } => tree.peer_merged(peer, seq)?,
+            Output::PeerMerged { seq, .. } => {
+                if let Some(stream) = self.peers.get_mut(&peer).filter(|_| seq >= tree.head()) {
+                    stream.digests.forget();
+                }
+                tree.peer_merged(peer, seq)?;
+            }
             Output::PeerApplied { seq, stuck, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
                 (stream.peer_applied, stream.peer_stuck) = (seq, stuck);

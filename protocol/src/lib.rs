@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no randomness, no threads: time and entropy are handed in.
 
+pub mod alike;
 pub mod codec;
 pub mod entry;
 pub mod mint;

@@ -13,6 +13,7 @@ use crate::entry::Hash;
 use crate::version::NodeId;
 use crate::wire::{self, Hello, Message, Standing, TreeHello, WIRE_VERSION, WIRE_VERSION_MIN, hello};
 
+mod alike;
 mod asking;
 mod facts;
 mod index;
@@ -282,7 +283,8 @@ impl Session {
                     self.transmit(&Message::Moved { tree, moved });
                 }
             }
-            Input::Rows { tree, rows, names, upto } => self.send_rows(tree, rows, names, upto),
+            Input::Rows { tree, rows, alike, names, upto } => self.send_rows(tree, (rows, alike), names, upto),
+            Input::Digests { tree, digests, last } => self.send_digests(tree, digests, last),
             Input::Merged { tree, upto } => self.say_merged(tree, upto),
             Input::Applied { tree, upto, stuck } => self.say_applied(tree, upto, stuck),
             Input::Want { tree, want, path, hash, size, what } => self.want(tree, want, path, (hash, size, what)),
@@ -341,7 +343,7 @@ impl Session {
                 continue;
             }
             let went_back = stream.is_beyond(theirs);
-            let peer_cursor = stream.open(theirs, number);
+            let peer_cursor = stream.open(theirs, number, self.version);
             self.outputs.push_back(Output::Opened {
                 tree,
                 name: hello.name.clone(),
@@ -354,6 +356,7 @@ impl Session {
             });
         }
         for tree in 0..self.streams.len() {
+            self.read_digests(tree);
             self.read_on(tree);
         }
     }
@@ -416,6 +419,10 @@ impl Session {
                 }
                 self.outputs.push_back(Output::Moved { tree, moved });
                 Ok(())
+            }
+            Message::Digests { tree, digests, last } => self.handle_digests(tree, digests, last),
+            Message::Alike { tree, dir, digest, actors, dots } => {
+                self.handle_alike(tree, (dir.unwrap_or_default(), digest), &actors, &dots)
             }
             Message::Bye { reason } => Err(SessionError::Bye(shown(&reason))),
             Message::Notice { text } => {

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::alike::DirDigest;
 use crate::moved::Moved;
 use crate::path::TreePath;
 
@@ -18,7 +19,7 @@ pub use hello::{Cursor, Hello, HelloError, LinkRole, Standing, TreeHello};
 pub use packed::{ActorRow, PackedEntry};
 
 /// The newest version that is spoken (WIRE.md).
-pub const WIRE_VERSION: u16 = 5;
+pub const WIRE_VERSION: u16 = 6;
 /// The oldest that is spoken, too: it has no compressed frames, and renames of directories are rows alone.
 pub const WIRE_VERSION_MIN: u16 = 3;
 /// The longest frame body on a link, in bytes.
@@ -222,6 +223,28 @@ pub enum Message {
         tree: u16,
         /// The rename.
         moved: Box<Moved>,
+    },
+    /// Control: what the rows of the sender's directories come to, before anything is told to it.
+    Digests {
+        /// The tree.
+        tree: u16,
+        /// Directories, each once in a session.
+        digests: Vec<DirDigest>,
+        /// Whether these are the last.
+        last: bool,
+    },
+    /// Control: a directory whose rows the receiver has but for their dots, ahead of the batch that they belong to.
+    Alike {
+        /// The tree.
+        tree: u16,
+        /// The directory; none: the tree's root.
+        dir: Option<TreePath>,
+        /// What its rows come to on both sides.
+        digest: [u8; 16],
+        /// The actors that the dots name by number.
+        actors: Vec<ActorRow>,
+        /// The dots of each path of which anything is known, by name.
+        dots: Vec<Vec<(u32, u64)>>,
     },
 }
 

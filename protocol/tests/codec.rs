@@ -8,6 +8,7 @@ mod values;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use pleach_protocol::alike::DirDigest;
 use pleach_protocol::codec;
 use pleach_protocol::entry::{Entry, Hash, Rank};
 use pleach_protocol::moved::Moved;
@@ -171,6 +172,16 @@ fn messages() -> impl Strategy<Value = Message> {
             let (rank, digest) = (Rank(9), Hash([8; 32]));
             Message::Moved { tree, moved: Box::new(Moved { from, to, actor, first, paths, rank, digest }) }
         }),
+        1 => (tree(), vec(any::<([u8; 16], [u8; 16])>(), 0..5), any::<bool>()).prop_map(|(tree, digests, last)| {
+            let digests = digests.into_iter().map(|(dir, digest)| DirDigest { dir, digest }).collect();
+            Message::Digests { tree, digests, last }
+        }),
+        1 => (tree(), prop::option::of(paths()), any::<[u8; 16]>(), vec(vec(any::<(u32, u64)>(), 0..3), 0..5)).prop_map(
+            |(tree, dir, digest, dots)| {
+                let actors = vec![ActorRow { actor: Actor { node: NodeId([7; 32]), start: 1 }, name: "n".into() }];
+                Message::Alike { tree, dir, digest, actors, dots }
+            }
+        ),
         1 => text().prop_map(|reason| Message::Bye { reason }),
         1 => text().prop_map(|text| Message::Notice { text }),
     ]

@@ -23,6 +23,7 @@ use crate::root::{self, Place, RootError};
 use crate::rows::{self, Direction, EntryRow, HistoryRow, Pairing, ProblemRow, Space};
 use crate::vfs::{RootIdentity, Vfs};
 
+mod alike;
 mod apply;
 mod collect;
 mod content;
@@ -56,6 +57,7 @@ mod told;
 mod unlisted;
 mod unseen;
 
+pub use alike::Digests;
 pub use apply::{Want, WantId};
 pub use decide::{Conflict, DecideError, Kept, Version};
 pub use delta::Cuts;

@@ -2,7 +2,7 @@
 //! was copied is copied.
 
 use pleach_protocol::path::TreePath;
-use pleach_store::tree::Want;
+use pleach_store::tree::{Digests, Rows, Want};
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::OpKind;
 use pleach_tests::model::{ModelNode, pair, settle};
@@ -31,7 +31,8 @@ fn hear(a: &mut ModelNode, b: &mut ModelNode) -> usize {
     let mut position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
     while position < from.head() {
         let incarnation = to.index().meta().incarnation;
-        let (rows, names, upto) = from.read_rows(position, 48 * 1024, (b.id, incarnation)).unwrap();
+        let Rows { rows, names, upto, .. } =
+            from.read_rows(position, 48 * 1024, (b.id, incarnation), &mut Digests::default()).unwrap();
         inline += rows.iter().filter_map(|row| row.content.as_ref()).map(Vec::len).sum::<usize>();
         to.merge((a.id, from.life()), rows, names, upto).unwrap();
         to.commit().unwrap();

@@ -8,6 +8,7 @@ use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Input, Moment, Output};
 use pleach_protocol::version::NodeId;
+use pleach_store::tree::{Digests, Rows};
 use pleach_tests::model::ModelNode;
 
 const SECOND: u64 = 1_000_000_000;
@@ -54,7 +55,8 @@ impl Between {
         }
         let (a, b) = (teacher.tree.as_mut().unwrap(), node.tree.as_mut().unwrap());
         let incarnation = b.index().meta().incarnation;
-        let (rows, names, upto) = a.read_rows(0, 1 << 20, (node.id, incarnation)).unwrap();
+        let Rows { rows, names, upto, .. } =
+            a.read_rows(0, 1 << 20, (node.id, incarnation), &mut Digests::default()).unwrap();
         b.merge((teacher.id, a.life()), rows, names, upto).unwrap();
         b.commit().unwrap();
         let peers: BTreeMap<NodeId, String> = [1, 3, 4].map(|n| (NodeId([n; 32]), format!("n{n}"))).into();

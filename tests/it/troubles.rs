@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pleach_protocol::entry::Value;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::KvImage;
+use pleach_store::tree::{Digests, Rows};
 use pleach_store::vfs::model::{CrashKind, Data, DiskImage, FaultRule, Keep, ModelDisk, OpKind};
 use pleach_tests::model::{ModelNode, pair, settle};
 use pleach_tests::{Heard, pull};
@@ -376,7 +377,8 @@ fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
     b.disk.user().chmod("x", 0o600).unwrap();
     to.scan().unwrap();
     to.commit().unwrap();
-    let (rows, names, upto) = to.read_rows(0, 48 * 1024, (a.id, from.index().meta().incarnation)).unwrap();
+    let Rows { rows, names, upto, .. } =
+        to.read_rows(0, 48 * 1024, (a.id, from.index().meta().incarnation), &mut Digests::default()).unwrap();
     assert!(!rows.is_empty());
     from.merge((b.id, to.life()), rows, names, upto).unwrap();
     from.commit().unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::MemoryKvDisk;
-use pleach_store::tree::Kept;
+use pleach_store::tree::{Digests, Kept, Rows};
 use pleach_tests::model::{ModelNode, pair, settle};
 
 const MINUTE: i64 = 60_000_000_000;
@@ -206,7 +206,8 @@ fn what_waited_for_a_content_that_was_found_tries_again_at_once() {
     from.scan().unwrap();
     from.commit().unwrap();
     let (position, incarnation) = (to.cursor(a.id).unwrap().unwrap().seq, to.index().meta().incarnation);
-    let (mut rows, names, upto) = from.read_rows(position, 48 * 1024, (b.id, incarnation)).unwrap();
+    let Rows { mut rows, names, upto, .. } =
+        from.read_rows(position, 48 * 1024, (b.id, incarnation), &mut Digests::default()).unwrap();
     rows.iter_mut().for_each(|row| row.content = None);
     to.merge((a.id, from.life()), rows, names, upto).unwrap();
     to.commit().unwrap();

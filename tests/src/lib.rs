@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use pleach_protocol::session::What;
 use pleach_protocol::version::NodeId;
 use pleach_store::kv::Kv;
-use pleach_store::tree::{Tree, TreeError, Want};
+use pleach_store::tree::{Digests, Rows, Tree, TreeError, Want};
 use pleach_store::vfs::Vfs;
 
 /// How far one side has read the other's journal in this conversation.
@@ -39,7 +39,8 @@ pub fn pull<V: Vfs, K: Kv>(
     }
     let mut moved = false;
     while heard.position < from.head() {
-        let (rows, names, upto) = from.read_rows(heard.position, 48 * 1024, (to_id, to_incarnation))?;
+        let read = from.read_rows(heard.position, 48 * 1024, (to_id, to_incarnation), &mut Digests::default())?;
+        let Rows { rows, names, upto, .. } = read;
         moved |= !rows.is_empty();
         to.merge((from_id, from.life()), rows, names, upto)?;
         to.commit()?;

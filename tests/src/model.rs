@@ -10,7 +10,7 @@ use pleach_store::chunks::ChunkSizes;
 use pleach_store::ignore::IgnoreRules;
 use pleach_store::kv::memory::{MemoryKv, MemoryKvDisk};
 use pleach_store::rows::Direction;
-use pleach_store::tree::{Cuts, Tree, TreeError, TreeOptions, Want};
+use pleach_store::tree::{Cuts, Digests, Rows, Tree, TreeError, TreeOptions, Want};
 use pleach_store::vfs::model::{ModelDisk, ModelVfs, Seen};
 
 use crate::Heard;
@@ -211,7 +211,8 @@ pub fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
         from.commit()?;
         let incarnation = to.index().meta().incarnation;
         let position = to.cursor(a.id)?.map_or(0, |cursor| cursor.seq);
-        let (rows, names, upto) = from.read_rows(position, usize::MAX, (b.id, incarnation))?;
+        let Rows { rows, names, upto, .. } =
+            from.read_rows(position, usize::MAX, (b.id, incarnation), &mut Digests::default())?;
         to.merge((a.id, from.life()), rows, names, upto)?;
         to.commit()?;
         let wants = to.apply()?;

@@ -510,6 +510,9 @@ const fn tree_of(output: &Output) -> Option<usize> {
         | Output::Absent { tree }
         | Output::Halted { tree, .. }
         | Output::ReadRows { tree, .. }
+        | Output::ReadDigests { tree }
+        | Output::Digests { tree, .. }
+        | Output::MergeAlike { tree, .. }
         | Output::Moved { tree, .. }
         | Output::Merge { tree, .. }
         | Output::ReadContent { tree, .. }

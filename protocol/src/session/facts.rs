@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::alike::{Alike, DirDigest};
 use crate::codec::DecodeError;
 use crate::entry::{Entry, Hash};
 use crate::moved::Moved;
@@ -155,10 +156,21 @@ pub enum Input {
         tree: usize,
         /// The rows; none where all were withheld.
         rows: Vec<Announcement>,
+        /// Directories that stand for their rows, for a peer that told their digests.
+        alike: Vec<Alike>,
         /// The display names of writers.
         names: Vec<(Actor, String)>,
         /// The position that they reach.
         upto: u64,
+    },
+    /// The answer to [`Output::ReadDigests`].
+    Digests {
+        /// The tree.
+        tree: usize,
+        /// Directories that were not told before.
+        digests: Vec<DirDigest>,
+        /// Whether there are no more.
+        last: bool,
     },
     /// All batches up to here are durable in our index.
     Merged {
@@ -301,6 +313,30 @@ pub enum Output {
         after: u64,
         /// About so many bytes, but one row at least; 1 asks for exactly one.
         bytes_max: usize,
+    },
+    /// Say what the rows of our directories come to, some thousand at a time: answered by [`Input::Digests`]. The peer
+    /// tells nothing before it knows.
+    ReadDigests {
+        /// The tree.
+        tree: usize,
+    },
+    /// What the rows of the peer's directories come to.
+    Digests {
+        /// The tree.
+        tree: usize,
+        /// Directories.
+        digests: Vec<DirDigest>,
+        /// Whether these are the last.
+        last: bool,
+    },
+    /// Take a directory's rows into the index, under these dots too; the next [`Output::Merge`] says how far they reach.
+    MergeAlike {
+        /// The tree.
+        tree: usize,
+        /// The directory.
+        alike: Alike,
+        /// The display names of writers.
+        names: Vec<(Actor, String)>,
     },
     /// Take rows into the index: answered by [`Input::Merged`].
     Merge {

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::alike::{Digests, alike_message};
 use super::{Announcement, BATCHES_MAX, Output, Session, SessionError, TreeOffer};
+use crate::alike::Alike;
 use crate::entry::{Content, Entry, Value};
 use crate::version::Actor;
 use crate::wire::packed;
@@ -35,10 +37,11 @@ pub(super) struct Stream {
     /// What our acks say, and what they are to say.
     merged: (u64, u64),
     applied: ((u64, u32), (u64, u32)),
+    pub(super) digests: Digests,
 }
 
 impl Stream {
-    pub(super) const fn new(offer: TreeOffer) -> Self {
+    pub(super) fn new(offer: TreeOffer) -> Self {
         Self {
             head: offer.head,
             offer,
@@ -53,7 +56,13 @@ impl Stream {
             unmerged_here: VecDeque::new(),
             merged: (0, 0),
             applied: ((0, 0), (0, 0)),
+            digests: Digests::default(),
         }
+    }
+
+    /// Batches that our index has not merged.
+    pub(super) fn unmerged_here(&self) -> usize {
+        self.unmerged_here.len()
     }
 
     /// Whether the peer's cursor names our journal and a position that it has not reached.
@@ -62,7 +71,7 @@ impl Stream {
     }
 
     /// Takes what both hellos say of the tree; both sides come to the same two positions.
-    pub(super) fn open(&mut self, theirs: &TreeHello, number: u16) -> u64 {
+    pub(super) fn open(&mut self, theirs: &TreeHello, number: u16, version: u16) -> u64 {
         self.theirs = Some(number);
         let valid = |cursor: Option<Cursor>, incarnation, head| match cursor {
             Some(cursor) if cursor.incarnation == incarnation && cursor.seq <= head => cursor.seq,
@@ -73,6 +82,8 @@ impl Stream {
         self.peer_merged = self.sent;
         self.received = valid(self.offer.cursor, theirs.incarnation, theirs.head);
         self.merged = (self.received, self.received);
+        // Whoever is to hear all from the beginning says first what it has.
+        self.digests = Digests::new(version >= 6 && self.received == 0, version >= 6 && self.sent == 0);
         self.sent
     }
 }
@@ -90,7 +101,7 @@ impl Session {
         let Some(stream) = self.streams.get_mut(tree) else { return };
         let granted = stream.unmerged_there.len() < usize::from(self.batches_max);
         let behind = stream.head > stream.sent;
-        if stream.theirs.is_some() && behind && granted && !stream.reading {
+        if stream.theirs.is_some() && behind && granted && !stream.reading && !stream.digests.are_awaited() {
             stream.reading = true;
             self.outputs.push_back(Output::ReadRows { tree, after: stream.sent, bytes_max: stream.read_bytes });
         }
@@ -99,7 +110,7 @@ impl Session {
     pub(super) fn send_rows(
         &mut self,
         tree: usize,
-        mut rows: Vec<Announcement>,
+        (mut rows, alike): (Vec<Announcement>, Vec<Alike>),
         names: Vec<(Actor, String)>,
         upto: u64,
     ) {
@@ -110,6 +121,11 @@ impl Session {
         let progress = upto > stream.sent;
         if progress {
             let names: BTreeMap<Actor, String> = names.into_iter().filter(|(_, name)| is_name(name)).collect();
+            // Not with the rows: where those do not fit they are read again, and these are not given again.
+            for alike in alike {
+                self.transmit(&alike_message(number, alike, &names));
+            }
+            let Some(stream) = self.streams.get_mut(tree) else { return };
             let mut message = index_message(number, &rows, &names, upto);
             if !fits(&message) && rows.len() > 1 && stream.read_bytes > 1 {
                 // Entries of many siblings: read again, less at a time. No position within a batch is known.
@@ -204,6 +220,7 @@ impl Session {
             return Err(SessionError::Protocol("a name that cannot be shown"));
         }
         stream.received = upto;
+        stream.digests.begin_batch();
         stream.unmerged_here.push_back(upto);
         let named = actors.iter().filter(|row| !row.name.is_empty());
         let names = named.map(|row| (row.actor, row.name.clone())).collect();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::alike::{ALIKE_DOTS_MAX, ALIKE_PATHS_MAX, Alike, DIGESTS_MAX, DirDigest};
 use crate::entry::{Content, ContentSibling, Entry, Loser, Rank, Value};
 use crate::path::TreePath;
 use crate::version::Actor;
@@ -54,6 +55,7 @@ struct End {
     merges: bool,
     consumes: bool,
     reads: bool,
+    tells: bool,
     out: [VecDeque<Vec<u8>>; 2],
     /// All outputs but frames.
     seen: Vec<Output>,
@@ -79,6 +81,7 @@ impl End {
             merges: true,
             consumes: true,
             reads: true,
+            tells: true,
             out: Default::default(),
             seen: Vec::new(),
             got: BTreeMap::new(),
@@ -113,12 +116,16 @@ impl End {
         let count = (bytes_max / 160).max(1);
         let rows: Vec<_> = self.journal[after..].iter().take(count).cloned().collect();
         let upto = (after + rows.len()) as u64;
-        Input::Rows { tree, rows, names: vec![(actor(self.node), format!("n{}", self.node))], upto }
+        let names = vec![(actor(self.node), format!("n{}", self.node))];
+        Input::Rows { tree, rows, alike: Vec::new(), names, upto }
     }
 
     fn answer(&mut self, output: Output) -> Option<Input> {
         match output {
             Output::ReadRows { tree, after, bytes_max } if self.reads => Some(self.rows(tree, after, bytes_max)),
+            Output::ReadDigests { tree } if self.tells => {
+                Some(Input::Digests { tree, digests: Vec::new(), last: true })
+            }
             Output::Merge { tree, upto, .. } => {
                 self.unmerged += 1;
                 self.merges.then(|| {
@@ -255,7 +262,7 @@ fn rows_that_are_all_withheld_still_move_the_cursor() {
     pair.ends[0].reads = false;
     pair.run();
     pair.ends[0].local(Input::Head { tree: 0, seq: 40 });
-    pair.ends[0].local(Input::Rows { tree: 0, rows: Vec::new(), names: Vec::new(), upto: 40 });
+    pair.ends[0].local(Input::Rows { tree: 0, rows: Vec::new(), alike: Vec::new(), names: Vec::new(), upto: 40 });
     pair.run();
     assert!(pair.ends[0].seen.contains(&Output::PeerMerged { tree: 0, seq: 40 }));
 }
@@ -301,6 +308,108 @@ fn an_ack_stands_behind_rows_that_were_read_before_it() {
     pair.run();
     let at = |what: fn(&Output) -> bool| pair.ends[1].seen.iter().position(what).unwrap();
     assert!(at(|o| matches!(o, Output::Merge { .. })) < at(|o| matches!(o, Output::PeerMerged { .. })));
+}
+
+#[test]
+fn whoever_hears_all_from_the_beginning_says_first_what_it_has() {
+    let mut b = End::new(2, 5, Some(([1; 16], 90)));
+    b.tells = false;
+    let mut pair = Pair::new(End::new(1, 100, None), b);
+    pair.run();
+    // End 1 goes on where it was, end 0 begins: it says what it has, and is told after that.
+    assert_eq!(merged_rows(&pair.ends[1]).len(), 10);
+    assert_eq!((pair.ends[1].count(reads_digests), merged_rows(&pair.ends[0]).len()), (0, 5));
+
+    let mut b = End::new(2, 5, None);
+    b.tells = false;
+    let mut pair = Pair::new(End::new(1, 100, None), b);
+    pair.run();
+    assert_eq!((pair.ends[1].count(reads_digests), merged_rows(&pair.ends[1]).len()), (1, 0));
+    let some = vec![DirDigest { dir: [3; 16], digest: [4; 16] }];
+    pair.ends[1].local(Input::Digests { tree: 0, digests: some.clone(), last: false });
+    pair.run();
+    assert_eq!((pair.ends[1].count(reads_digests), merged_rows(&pair.ends[1]).len()), (2, 0));
+    pair.ends[1].local(Input::Digests { tree: 0, digests: Vec::new(), last: true });
+    pair.run();
+    assert_eq!((pair.ends[1].count(reads_digests), merged_rows(&pair.ends[1]).len()), (2, 100));
+    assert!(pair.ends[0].seen.contains(&Output::Digests { tree: 0, digests: some, last: false }));
+    // Nobody asked for more.
+    let mut session = opened().0;
+    let digests = |count, last| {
+        let digests = vec![DirDigest { dir: [3; 16], digest: [4; 16] }; count];
+        codec::encode(&Message::Digests { tree: 0, digests, last })
+    };
+    let refused = |session: &mut Session, body: &[u8]| {
+        assert!(matches!(session.handle_frame(Moment(0), Link::Control, body), Err(SessionError::Protocol(_))));
+    };
+    refused(&mut session, &digests(0, false));
+    for _ in 0..64 {
+        session.handle_frame(Moment(0), Link::Control, &digests(DIGESTS_MAX / 64, false)).unwrap();
+    }
+    refused(&mut session, &digests(1, false));
+    session.handle_frame(Moment(0), Link::Control, &digests(0, true)).unwrap();
+    refused(&mut session, &digests(0, true));
+}
+
+fn reads_digests(output: &Output) -> bool {
+    matches!(output, Output::ReadDigests { .. })
+}
+
+#[test]
+fn an_older_peer_is_told_at_once_and_nothing_of_digests() {
+    let (_, [control, _]) = opened();
+    let mut hello = Hello::decode(&control).unwrap();
+    (hello.version_min, hello.version_max) = (3, 5);
+    let mut session = Session::new(Moment(0), config(1, vec![offer("t", 1, 10)]));
+    session.handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap();
+    let outputs: Vec<Output> = std::iter::from_fn(|| session.poll_output()).collect();
+    assert!(outputs.iter().any(|o| matches!(o, Output::ReadRows { after: 0, .. })));
+    assert!(!outputs.iter().any(reads_digests));
+}
+
+#[test]
+fn directories_that_are_alike_stand_ahead_of_their_batch() {
+    let mut a = End::new(1, 3, None);
+    a.reads = false;
+    let mut pair = Pair::new(a, End::new(2, 0, None));
+    pair.run();
+    let dot = |node, counter| Dot { actor: actor(node), counter };
+    let alike = |dir| Alike { dir, digest: [4; 16], dots: vec![vec![dot(1, 1)], vec![dot(1, 2), dot(3, 7)]] };
+    let sent = vec![alike(TreePath::ROOT), alike(TreePath::parse(b"d").unwrap())];
+    let names = vec![(actor(1), "n1".to_owned())];
+    let rows = vec![row(1, 3, 10, 1)];
+    let given = Input::Rows { tree: 0, rows, alike: sent.clone(), names: names.clone(), upto: 3 };
+    pair.ends[0].local(given);
+    pair.run();
+    let ahead = |output: &&Output| matches!(output, Output::MergeAlike { .. } | Output::Merge { .. });
+    let outputs: Vec<&Output> = pair.ends[1].seen.iter().filter(ahead).collect();
+    for (output, alike) in outputs.iter().zip(sent) {
+        assert_eq!(**output, Output::MergeAlike { tree: 0, alike, names: names.clone() });
+    }
+    assert!(matches!(outputs[2..], [Output::Merge { upto: 3, .. }]));
+}
+
+#[test]
+fn directories_that_there_cannot_be_end_the_session() {
+    let actors = vec![ActorRow { actor: actor(2), name: "n2".into() }];
+    let alike = |dots: Vec<Vec<(u32, u64)>>| {
+        let (dir, digest, actors) = (None, [4; 16], actors.clone());
+        codec::encode(&Message::Alike { tree: 0, dir, digest, actors, dots })
+    };
+    let taken = |body: &[u8]| opened().0.handle_frame(Moment(0), Link::Control, body).is_ok();
+    assert!(taken(&alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX])));
+    assert!(!taken(&alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX + 1])));
+    assert!(!taken(&alike(vec![vec![(0, 1); ALIKE_DOTS_MAX + 1]])));
+    assert!(!taken(&alike(vec![vec![(0, 0)]])));
+    assert!(!taken(&alike(vec![vec![(1, 1)]])));
+    // A batch has no more of them than its rows could be.
+    let mut session = opened().0;
+    let sent = (0..2_000).take_while(|_| session.handle_frame(Moment(0), Link::Control, &alike(vec![])).is_ok());
+    assert_eq!(sent.count(), 1_024);
+    let mut session = opened().0;
+    let large = alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX]);
+    let sent = (0..2_000).take_while(|_| session.handle_frame(Moment(0), Link::Control, &large).is_ok());
+    assert_eq!(sent.count(), 16);
 }
 
 #[test]
@@ -692,8 +801,8 @@ fn frames_out_of_place_end_the_session() {
         change(&mut hello);
         fresh().handle_frame(Moment(0), Link::Control, &codec::encode(&hello)).unwrap_err()
     };
-    let later = change(|h| (h.version_min, h.version_max) = (6, 9));
-    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 5, the peer 6 to 9");
+    let later = change(|h| (h.version_min, h.version_max) = (7, 9));
+    assert_eq!(later.to_string(), "no common version: this node speaks 3 to 6, the peer 7 to 9");
     for (peer, compresses) in [(3, false), (4, true), (9, true)] {
         let mut hello = Hello::decode(&control).unwrap();
         (hello.version_min, hello.version_max) = (1, peer);

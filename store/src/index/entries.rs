@@ -136,6 +136,24 @@ impl<K: Kv> Index<K> {
         self.entries_between(&start, &end, usize::MAX)
     }
 
+    /// The first `limit` of them.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn first_children(&self, dir: &TreePath, limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
+        let (start, end) = rows::children_range(Space::Entry, dir);
+        self.entries_between(&start, &end, limit)
+    }
+
+    /// The first path at a key or behind it.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn first_path(&self, key: &[u8]) -> Result<Option<TreePath>> {
+        let end = rows::subtree_range(Space::Entry, &TreePath::ROOT).1;
+        Ok(self.entries_between(key, &end, 1)?.into_iter().next().map(|(path, _)| path))
+    }
+
     /// Up to `limit` paths beneath a directory, behind `after`, in the order of a walk.
     ///
     /// # Errors

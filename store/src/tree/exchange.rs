@@ -1,13 +1,16 @@
 //! What peers tell and ask: rows of the journal out, entries in, content by hash.
 
+use std::collections::BTreeMap;
 use std::io;
 
+use pleach_protocol::alike::Alike;
 use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::Announcement;
 use pleach_protocol::version::{Actor, NodeId};
 use pleach_protocol::wire::Cursor;
 
+use super::alike::{Digests, Telling};
 use super::{Tree, TreeError};
 use crate::index;
 use crate::kv::Kv;
@@ -29,8 +32,32 @@ pub struct Life {
     pub start: u64,
 }
 
-/// A batch for a peer: rows, the names of their writers, and the position that it reaches.
-pub type Rows = (Vec<Announcement>, Vec<(Actor, String)>, u64);
+/// A batch for a peer.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// What it has not heard.
+    pub rows: Vec<Announcement>,
+    /// Directories that stand for their rows.
+    pub alike: Vec<Alike>,
+    /// The names of writers.
+    pub names: Vec<(Actor, String)>,
+    /// The position that it reaches.
+    pub upto: u64,
+}
+
+/// A batch that is being read.
+#[derive(Default)]
+struct Batch {
+    read: Rows,
+    names: BTreeMap<Actor, String>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn end(self) -> Rows {
+        Rows { names: self.names.into_iter().collect(), ..self.read }
+    }
+}
 
 /// The directory that contents were read from last: one opening serves a run of names.
 struct Contents<V: Vfs> {
@@ -72,15 +99,22 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(self.index.cursor(peer)?.filter(|c| c.merged > 0).map(place))
     }
 
-    /// Reads what a peer has not heard behind `after`, about `bytes_max` of it. Only what is durable.
+    /// Reads what a peer that said what its directories come to has not heard behind `after`, about `bytes_max` of it.
+    /// Only what is durable.
     ///
     /// # Errors
     /// The store's.
-    pub fn read_rows(&mut self, after: u64, bytes_max: usize, peer: (NodeId, [u8; 16])) -> Result<Rows, TreeError> {
+    pub fn read_rows(
+        &mut self,
+        after: u64,
+        bytes_max: usize,
+        peer: (NodeId, [u8; 16]),
+        digests: &mut Digests,
+    ) -> Result<Rows, TreeError> {
         let head = self.index.durable_head();
-        let read = self.read_rows_until(head, after, bytes_max, peer)?;
+        let read = self.read_rows_until(head, (after, bytes_max), peer, digests)?;
         let told = self.told_since.entry(peer.0).or_default();
-        *told = read.2.max(*told);
+        *told = read.upto.max(*told);
         Ok(read)
     }
 
@@ -96,44 +130,71 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn read_rows_until(
         &self,
         head: u64,
-        after: u64,
-        bytes_max: usize,
+        (after, bytes_max): (u64, usize),
         peer: (NodeId, [u8; 16]),
+        digests: &mut Digests,
     ) -> Result<Rows, TreeError> {
-        let (mut rows, mut names, mut upto, mut bytes) = (Vec::new(), std::collections::BTreeMap::new(), after, 0);
+        let mut batch = Batch { read: Rows { upto: after, ..Rows::default() }, ..Batch::default() };
         let mut contents = Contents::default();
         let teacher = self.teacher(peer);
         for _ in 0..JOURNAL_READS {
-            let journal = self.index.journal(upto, JOURNAL_ROWS)?;
+            let journal = self.index.journal(batch.read.upto, JOURNAL_ROWS)?;
             let whole = journal.len() < JOURNAL_ROWS;
             for (seq, path) in journal {
-                if seq > head || bytes >= bytes_max {
-                    return Ok((rows, names.into_iter().collect(), upto));
+                if seq > head || batch.bytes >= bytes_max {
+                    return Ok(batch.end());
                 }
-                upto = seq;
                 let row = self.index.row(&path)?;
-                if row.taught_by == Some(teacher) {
-                    continue;
-                }
-                let content = self.inline_content(&mut contents, &path, &row);
-                // Who wrote what is listed as a loser may have left the context (Entry::trim).
-                let losers = row.entry.losers.values().flatten().map(|loser| loser.dot.actor);
-                for actor in row.entry.context.iter().map(|dot| dot.actor).chain(losers) {
-                    if !names.contains_key(&actor)
-                        && let Some(name) = self.index.name(actor)?
-                    {
-                        names.insert(actor, name);
+                if row.taught_by != Some(teacher) {
+                    match self.telling((seq, &path), head, digests)? {
+                        Telling::Later => return Ok(batch.end()),
+                        Telling::Nothing => {}
+                        Telling::Alike(alike) => self.add_alike(&mut batch, alike)?,
+                        Telling::Row => {
+                            let content = self.inline_content(&mut contents, &path, &row);
+                            self.add_row(&mut batch, Announcement { path, entry: row.entry, content })?;
+                        }
                     }
                 }
-                bytes += 160 + path.as_bytes().len() + content.as_ref().map_or(0, Vec::len);
-                rows.push(Announcement { path, entry: row.entry, content });
+                batch.read.upto = seq;
             }
             if whole {
-                upto = head.max(upto);
+                batch.read.upto = head.max(batch.read.upto);
                 break;
             }
         }
-        Ok((rows, names.into_iter().collect(), upto))
+        Ok(batch.end())
+    }
+
+    fn add_row(&self, batch: &mut Batch, row: Announcement) -> Result<(), TreeError> {
+        // Who wrote what is listed as a loser may have left the context (Entry::trim).
+        let losers = row.entry.losers.values().flatten().map(|loser| loser.dot.actor);
+        for actor in row.entry.context.iter().map(|dot| dot.actor).chain(losers) {
+            self.add_name(batch, actor)?;
+        }
+        batch.bytes += 160 + row.path.as_bytes().len() + row.content.as_ref().map_or(0, Vec::len);
+        batch.read.rows.push(row);
+        Ok(())
+    }
+
+    fn add_alike(&self, batch: &mut Batch, alike: Alike) -> Result<(), TreeError> {
+        let mut dots = 0;
+        for dot in alike.dots.iter().flatten() {
+            self.add_name(batch, dot.actor)?;
+            dots += 1;
+        }
+        batch.bytes += 160 + alike.dir.as_bytes().len() + 8 * dots;
+        batch.read.alike.push(alike);
+        Ok(())
+    }
+
+    fn add_name(&self, batch: &mut Batch, actor: Actor) -> Result<(), TreeError> {
+        if !batch.names.contains_key(&actor)
+            && let Some(name) = self.index.name(actor)?
+        {
+            batch.names.insert(actor, name);
+        }
+        Ok(())
     }
 
     /// A content that travels with its announcement: a small one that the path shows.
@@ -173,11 +234,28 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         names: Vec<(Actor, String)>,
         upto: u64,
     ) -> Result<(), TreeError> {
+        self.take_names(names)?;
+        self.merge_rows((peer, life), rows)?;
+        let cursor = self.index.cursor(peer)?.unwrap_or_default();
+        let Life { incarnation, start } = life;
+        self.index.put_cursor(peer, &CursorRow { incarnation, start, merged: upto, ..cursor });
+        Ok(())
+    }
+
+    pub(super) fn take_names(&mut self, names: Vec<(Actor, String)>) -> Result<(), TreeError> {
         for (actor, name) in names {
             if self.index.name(actor)?.as_deref() != Some(&name) {
                 self.index.put_name(actor, &name);
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn merge_rows(
+        &mut self,
+        (peer, life): (NodeId, Life),
+        rows: Vec<Announcement>,
+    ) -> Result<(), TreeError> {
         let told = self.index.cursor(peer)?.unwrap_or_default().peer_merged;
         let teacher = self.teacher((peer, life.incarnation));
         for Announcement { path, entry, content } in rows {
@@ -199,9 +277,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.apply.offer(&path, content);
             }
         }
-        let cursor = self.index.cursor(peer)?.unwrap_or_default();
-        let Life { incarnation, start } = life;
-        self.index.put_cursor(peer, &CursorRow { incarnation, start, merged: upto, ..cursor });
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What mutations begin with: real messages, rows, configs and rules of each kind.
 
+use pleach_protocol::alike::DirDigest;
 use pleach_protocol::codec;
 use pleach_protocol::entry::{Entry, Hash, Rank, Value};
 use pleach_protocol::mint::{Shown, mint};
@@ -76,6 +77,8 @@ pub fn messages() -> Vec<Message> {
         Message::Waits { tree, first: First::Send },
         Message::Whole { tree, upto: 400 },
         Message::Moved { tree, moved: Box::new(moved()) },
+        Message::Digests { tree, digests: vec![DirDigest { dir: [1; 16], digest: [2; 16] }; 2], last: true },
+        session::alike(0, &[1, 300]),
         Message::Bye { reason: reason.clone() },
         Message::Notice { text: reason },
     ]

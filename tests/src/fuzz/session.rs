@@ -1,8 +1,9 @@
 //! A session and the node around it, driven by bytes: a peer's frames, well-formed or not, facts of
 //! this node, answers to outputs in any order, time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use pleach_protocol::alike::{ALIKE_DOTS_MAX, Alike, DIGESTS_MAX, DirDigest};
 use pleach_protocol::codec;
 use pleach_protocol::entry::{Content, ContentSibling, Entry, Hash, Rank, Value};
 use pleach_protocol::path::TreePath;
@@ -109,6 +110,13 @@ pub(super) fn index(tree: u16, upto: u64, size: u64, content: Option<Vec<u8>>) -
     Message::Index { tree, actors, rows: vec![row], upto }
 }
 
+/// A directory that stands for its rows, as a peer sends it.
+pub(super) fn alike(tree: u16, counters: &[u64]) -> Message {
+    let actors = vec![ActorRow { actor: Actor { node: NodeId([2; 32]), start: 1 }, name: "peer".into() }];
+    let dots = counters.iter().map(|counter| vec![(0, *counter)]).collect();
+    Message::Alike { tree, dir: Some(path(1)), digest: [2; 16], actors, dots }
+}
+
 /// What the node around the session has not answered yet, and what it holds.
 #[derive(Default)]
 struct Node {
@@ -118,6 +126,8 @@ struct Node {
     held: u64,
     reads: usize,
     reading: BTreeMap<usize, usize>,
+    telling: BTreeSet<usize>,
+    digests: usize,
 }
 
 impl Node {
@@ -147,6 +157,17 @@ impl Node {
                 for row in rows {
                     assert!(row.entry.content.keys().all(|dot| row.entry.context.contains(*dot)));
                 }
+            }
+            Output::ReadDigests { tree } => assert!(self.telling.insert(*tree), "two steps of telling at a time"),
+            Output::MergeAlike { alike, .. } => {
+                let dots: Vec<&Dot> = alike.dots.iter().flatten().collect();
+                assert!(dots.len() <= ALIKE_DOTS_MAX && dots.iter().all(|dot| dot.counter > 0));
+                return;
+            }
+            Output::Digests { digests, .. } => {
+                self.digests += digests.len();
+                assert!(self.digests <= DIGESTS_MAX * usize::from(TREES), "more digests than any peer may tell");
+                return;
             }
             Output::ReadContent { bytes_max, .. } | Output::ReadManifest { bytes_max, .. } => {
                 self.reads += 1;
@@ -179,7 +200,17 @@ impl Node {
                     let content = (how & 8 != 0).then(|| vec![1; 10]);
                     Announcement { path: path(seq + 1), entry: entry(1, seq + 1, 10), content }
                 });
-                Input::Rows { tree, rows: rows.collect(), names: Vec::new(), upto }
+                let dots = vec![
+                    vec![Dot { actor: Actor { node: NodeId([1; 32]), start: 1 }, counter: 9 }];
+                    usize::from(how % 3)
+                ];
+                let alike = vec![Alike { dir: path(1), digest: [2; 16], dots }; usize::from(how & 1)];
+                Input::Rows { tree, rows: rows.collect(), alike, names: Vec::new(), upto }
+            }
+            Output::ReadDigests { tree } => {
+                self.telling.remove(&tree);
+                let digests = vec![DirDigest { dir: [how; 16], digest: [3; 16] }; usize::from(how % 4)];
+                Input::Digests { tree, digests, last: how & 4 != 0 }
             }
             Output::Merge { tree, upto, .. } => {
                 // Those before it are merged with it.
@@ -226,7 +257,7 @@ fn sent(link: Link, frame: &[u8]) {
 fn message(source: &mut Source<'_>) -> Message {
     let tree = u16::from(source.byte() % (TREES + 1));
     let number = source.number();
-    match source.byte() % 15 {
+    match source.byte() % 20 {
         0 | 1 => {
             let content = source.bytes();
             index(tree, number, content.len() as u64, (!content.is_empty()).then(|| content.to_vec()))
@@ -259,6 +290,11 @@ fn message(source: &mut Source<'_>) -> Message {
         13 => Message::Head { tree, id: number, seq: source.number() },
         14 => Message::Waits { tree, first: First::Send },
         15 => Message::Whole { tree, upto: number },
+        16 => {
+            let digests = vec![DirDigest { dir: [1; 16], digest: [2; 16] }; usize::from(source.byte()) << 6];
+            Message::Digests { tree, digests, last: source.byte() & 1 == 1 }
+        }
+        17 => alike(tree, &vec![number; usize::from(source.byte()) << (source.byte() % 6)]),
         _ => [Message::Ping, Message::Pong, Message::Notice { text: String::from_utf8_lossy(source.bytes()).into() }]
             .into_iter()
             .nth(usize::from(source.byte() % 3))

@@ -4,6 +4,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use super::*;
+use crate::alike::DirDigest;
 use crate::codec;
 use crate::entry::Hash;
 use crate::path::TreePath;
@@ -224,4 +225,17 @@ fn the_requests_for_parts_of_a_content_are_pinned() {
     assert_eq!(hex(&ranges), format!("0f010203642f66{hash_hex}fbf401020003fb2c0104"));
     let manifest = Message::RequestManifest { tree: 1, request: 2, path, hash, size: 500, known: vec![[9; 8]] };
     assert_eq!(hex(&manifest), format!("10010203642f66{hash_hex}fbf401010909090909090909"));
+}
+
+#[test]
+fn what_is_said_of_directories_is_pinned() {
+    let hex = |message: &Message| codec::encode(message).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let told = DirDigest { dir: [1; 16], digest: [2; 16] };
+    let digests = Message::Digests { tree: 1, digests: vec![told], last: true };
+    assert_eq!(hex(&digests), format!("140101{}{}01", "01".repeat(16), "02".repeat(16)));
+    let actors = vec![ActorRow { actor: Actor { node: NodeId([3; 32]), start: 4 }, name: "n".into() }];
+    let dir = Some(TreePath::parse(b"d").unwrap());
+    let alike = Message::Alike { tree: 1, dir, digest: [2; 16], actors, dots: vec![vec![(0, 5)], vec![(0, 300)]] };
+    let want = format!("1501010164{}01{}04016e02010005010", "02".repeat(16), "03".repeat(32));
+    assert_eq!(hex(&alike), want + "0fb2c01");
 }
