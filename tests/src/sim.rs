@@ -17,6 +17,7 @@ use pleach_store::rows::Direction;
 use pleach_store::vfs::model::{CrashKind, Data, Keep, Seen};
 
 mod checks;
+mod copied;
 mod disk;
 mod events;
 mod heal;
@@ -316,6 +317,7 @@ impl World {
             line.enabled = false;
         }
         self.fill_first()?;
+        self.copy_first(late)?;
         let peers = self.peers();
         for (node, peers) in self.nodes.iter_mut().zip(peers).take(late) {
             node.peers = peers;

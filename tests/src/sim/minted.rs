@@ -10,9 +10,9 @@ use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::Seen;
 
 use super::checks::related;
-use super::rules;
 use super::ways::Ways;
 use super::{Faults, Random, World};
+use super::{copied, rules};
 use pleach_store::rows::Direction;
 
 /// What was minted so far.
@@ -100,11 +100,13 @@ impl Minted {
     pub(super) fn draw(seed: u64, faults: &Faults, wipes: bool, ways: &Ways, count: usize) -> Self {
         // A generator of its own: all else is drawn as without it.
         let mut random = Random::new(seed.rotate_left(32) ^ 0x006d_696e_7465_6400);
-        let reader = random.once_in(2).then(|| random.index(count));
-        let writer = (reader.is_none() && random.once_in(4)).then(|| random.index(count));
+        let copied = copied::begins(seed, ways);
+        let reader = (random.once_in(2) && !copied).then(|| random.index(count));
+        let writer = (reader.is_none() && random.once_in(4) && !copied).then(|| random.index(count));
         // Who only sends puts what they see in place of what they never saw.
         let (loses, late) = (faults.power, faults.disks.open_files || ways.any(Direction::Send) || ways.any_first());
-        let pairs = faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns() || rules::change(seed);
+        let pairs =
+            faults.lost_stores || faults.disks.can_lose() || wipes || ways.turns() || rules::change(seed) || copied;
         let heads = vec![None; count];
         let (named, deeds) = (BTreeSet::new(), Deeds::default());
         Self { reader, writer, pairs, loses, late, named, heads, deeds }
