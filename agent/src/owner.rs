@@ -550,7 +550,8 @@ impl Running<'_> {
         let due_soon = self.tree.next_retry().is_some() || !self.is_quiet();
         // A copy within this disk goes on at once, and gives way to whatever came meanwhile; in a paused tree
         // nothing goes on.
-        let pause = match (self.tree.is_copying() && !self.keeper.paused, self.looks.again_after(Instant::now())) {
+        let goes_on = self.tree.rescan().is_some() || self.tree.is_copying() && !self.keeper.paused;
+        let pause = match (goes_on, self.looks.again_after(Instant::now())) {
             (true, _) => Duration::ZERO,
             (false, Some(pause)) => pause,
             (false, None) if due_soon => BUSY,

@@ -6,7 +6,9 @@ mod cluster;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,34 @@ fn restored(node: &Node, row: &Value) -> String {
 
 fn resolve(node: &Node, path: &str, keep: &str) {
     node.ok(&["resolve", node.at(path).to_str().unwrap(), "--keep", keep]);
+}
+
+/// Restored from a tape, or copied by rsync -a, before pleach came.
+#[test]
+fn trees_that_were_copied_exchange_little() {
+    const PATHS: usize = 40 * 51;
+    let pair = Pair::new();
+    for dir in 0..40 {
+        for file in 0..50 {
+            pair.a.write(&format!("d{dir}/file number {file}"), &format!("content {file} of {dir}"));
+        }
+    }
+    let copied = Command::new("cp").arg("-a").arg(pair.a.at(".")).arg(pair.b.root()).status().unwrap();
+    assert!(copied.success());
+    let pair = pair.start();
+    pair.wait();
+    let sent = pair.link.bytes.load(Ordering::SeqCst);
+    println!("{sent} bytes for {PATHS} paths");
+    assert!(sent < 15 * PATHS, "{sent} bytes for {PATHS} paths");
+    let found = fs::metadata(pair.b.at("d7/file number 9")).unwrap().ino();
+    // And what happens afterwards is exchanged as ever.
+    pair.a.write("d7/file number 9", "changed");
+    fs::remove_file(pair.b.at("d8/file number 9")).unwrap();
+    pair.wait();
+    assert_eq!(pair.b.read("d7/file number 9").as_deref(), Some("changed"));
+    assert_ne!(fs::metadata(pair.b.at("d7/file number 9")).unwrap().ino(), found);
+    assert_eq!(pair.a.read("d8/file number 9"), None);
+    assert!(pair.a.conflicts().is_empty() && pair.b.conflicts().is_empty());
 }
 
 #[test]

@@ -421,9 +421,7 @@ impl Session {
                 Ok(())
             }
             Message::Digests { tree, digests, last } => self.handle_digests(tree, digests, last),
-            Message::Alike { tree, dir, digest, actors, dots } => {
-                self.handle_alike(tree, (dir.unwrap_or_default(), digest), &actors, &dots)
-            }
+            Message::Alike { tree, actors, dirs } => self.handle_alike(tree, &actors, dirs),
             Message::Bye { reason } => Err(SessionError::Bye(shown(&reason))),
             Message::Notice { text } => {
                 self.outputs.push_back(Output::Notice { text: shown(&text) });

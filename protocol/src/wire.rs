@@ -53,6 +53,19 @@ pub struct IndexRow {
     pub content: Option<Bytes>,
 }
 
+/// A directory whose rows the receiver has but for their dots.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct AlikeDir {
+    /// Which; none: the tree's root.
+    pub dir: Option<TreePath>,
+    /// What its rows come to on both sides.
+    pub digest: [u8; 16],
+    /// The dots of each path in it of which anything is known, by name: the actor's number, and how far the counter is above
+    /// the one before of that actor in this message, modulo 2^64. What was found in the order of a walk looks alike so, and is
+    /// compressed to little.
+    pub dots: Vec<Vec<(u32, i64)>>,
+}
+
 /// All that is said after the hello. Append only: variants are numbered by position.
 ///
 /// A tree is named by its place in the receiver's hello; a request by the asker's number, which
@@ -233,18 +246,14 @@ pub enum Message {
         /// Whether these are the last.
         last: bool,
     },
-    /// Control: a directory whose rows the receiver has but for their dots, ahead of the batch that they belong to.
+    /// Control: directories whose rows the receiver has but for their dots, ahead of the batch that they belong to.
     Alike {
         /// The tree.
         tree: u16,
-        /// The directory; none: the tree's root.
-        dir: Option<TreePath>,
-        /// What its rows come to on both sides.
-        digest: [u8; 16],
         /// The actors that the dots name by number.
         actors: Vec<ActorRow>,
-        /// The dots of each path of which anything is known, by name.
-        dots: Vec<Vec<(u32, u64)>>,
+        /// The directories.
+        dirs: Vec<AlikeDir>,
     },
 }
 

@@ -17,7 +17,8 @@ use pleach_protocol::version::{Actor, NodeId, VersionVector};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::packed::{self, ActorRow, PackedEntry};
 use pleach_protocol::wire::{
-    Bytes, Cursor, FRAME_BYTES_MAX, First, FrameReader, Hello, IndexRow, LinkRole, Message, Standing, TreeHello, frame,
+    AlikeDir, Bytes, Cursor, FRAME_BYTES_MAX, First, FrameReader, Hello, IndexRow, LinkRole, Message, Standing,
+    TreeHello, frame,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -134,6 +135,11 @@ fn indexes() -> impl Strategy<Value = Message> {
     })
 }
 
+fn alike_dirs() -> impl Strategy<Value = AlikeDir> {
+    let dots = vec(vec(any::<(u32, i64)>(), 0..3), 0..5);
+    (prop::option::of(paths()), any::<[u8; 16]>(), dots).prop_map(|(dir, digest, dots)| AlikeDir { dir, digest, dots })
+}
+
 fn messages() -> impl Strategy<Value = Message> {
     let (tree, number) = (any::<u16>, any::<u64>);
     let text = || ".{0,40}";
@@ -176,12 +182,10 @@ fn messages() -> impl Strategy<Value = Message> {
             let digests = digests.into_iter().map(|(dir, digest)| DirDigest { dir, digest }).collect();
             Message::Digests { tree, digests, last }
         }),
-        1 => (tree(), prop::option::of(paths()), any::<[u8; 16]>(), vec(vec(any::<(u32, u64)>(), 0..3), 0..5)).prop_map(
-            |(tree, dir, digest, dots)| {
-                let actors = vec![ActorRow { actor: Actor { node: NodeId([7; 32]), start: 1 }, name: "n".into() }];
-                Message::Alike { tree, dir, digest, actors, dots }
-            }
-        ),
+        1 => (tree(), vec(alike_dirs(), 0..3)).prop_map(|(tree, dirs)| {
+            let actors = vec![ActorRow { actor: Actor { node: NodeId([7; 32]), start: 1 }, name: "n".into() }];
+            Message::Alike { tree, actors, dirs }
+        }),
         1 => text().prop_map(|reason| Message::Bye { reason }),
         1 => text().prop_map(|text| Message::Notice { text }),
     ]

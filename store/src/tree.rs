@@ -151,6 +151,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     owners: bool,
     /// Whether a whole scan is due: at the start, after lost events, after another mount.
     scan_due: bool,
+    /// One that is under way, and goes on between other work.
+    rescan: Option<Scan<V>>,
     /// Paths to look at again, bounded by [`DIRTY_MAX`]; more make a scan due.
     dirty: BTreeMap<TreePath, Dirty>,
     apply: apply::Applier<V>,
@@ -279,6 +281,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             coarse,
             owners,
             scan_due: true,
+            rescan: None,
             dirty: BTreeMap::new(),
             apply: apply::Applier::new(applied, staged_max),
             late: displace::LateWriters::default(),
@@ -415,14 +418,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
+    /// Whether a walk of the whole tree is due, or under way.
+    const fn is_scan_due(&self) -> bool {
+        self.scan_due || self.rescan.is_some()
+    }
+
     /// Whether nothing is known to have changed on the disk that is not in the journal.
     pub fn has_looked(&self) -> bool {
-        !self.scan_due && self.dirty.is_empty()
+        !self.is_scan_due() && self.dirty.is_empty()
     }
 
     /// Whether nothing waits to be looked at, fetched or applied.
     pub fn is_quiet(&self) -> bool {
-        !self.scan_due && self.dirty.is_empty() && self.apply.is_idle(self.index.meta().head)
+        self.has_looked() && self.apply.is_idle(self.index.meta().head)
     }
 
     /// Enters the root for a spell of work; another mount of the same tree makes a scan due.

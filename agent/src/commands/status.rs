@@ -197,8 +197,9 @@ fn notes(status: &Value) -> Vec<String> {
         let looked_at = count(scan, "entries");
         let of = if known > looked_at { format!(" of about {known}") } else { String::new() };
         let read = amount(scan, "read");
+        let what = if tree["state"] == "scanning" { "first scan" } else { "rescan" };
         notes.push(format!(
-            "{}: first scan: {looked_at}{of} entries looked at, files read: {read}",
+            "{}: {what}: {looked_at}{of} entries looked at, files read: {read}",
             show::field(tree, "name")
         ));
     }

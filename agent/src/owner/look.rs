@@ -22,6 +22,8 @@ use crate::watch::Fact;
 const OPEN_FILES_MAX: Duration = Duration::from_secs(60);
 /// Entries that the first scan looks at before peers are answered.
 const ENTRIES_AT_ONCE: u64 = 400;
+/// Entries of a further scan between two rounds of all else: some 50 ms where they are in memory.
+const RESCANNED_AT_ONCE: u64 = 8_192;
 /// The soonest that kept files are looked at again, where there are no more of them than that.
 const AGAIN_MIN: Duration = Duration::from_millis(1);
 const KEPT_AT_ONCE: usize = 64;
@@ -150,6 +152,15 @@ impl Running<'_> {
         status.scan = Some(*scan);
     }
 
+    /// How far another scan is; what else is shown goes on as ever.
+    fn show_rescan(&self) {
+        let rescan = self.tree.rescan().copied();
+        let mut status = lock(&self.keeper.status);
+        if status.scan != rescan {
+            status.scan = rescan;
+        }
+    }
+
     fn take_rules(&mut self) -> bool {
         let changed = self.tree.take_rules_changed();
         if changed {
@@ -206,7 +217,8 @@ impl Running<'_> {
             };
             self.tree.look_again(path, true, due || take_all);
         }
-        let busy = self.tree.catch_up()?;
+        let busy = self.tree.catch_up_by(RESCANNED_AT_ONCE)?;
+        self.show_rescan();
         let mut kept = std::mem::take(&mut self.looks.kept);
         for path in busy {
             let at = kept.remove(&path).unwrap_or(Kept { since: now, touched: now });

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use super::index::fits;
 use super::{BATCHES_MAX, Output, Session, SessionError};
 use crate::alike::{ALIKE_DOTS_MAX, ALIKE_PATHS_MAX, Alike, DIGESTS_MAX, DirDigest};
-use crate::path::TreePath;
 use crate::version::{Actor, Dot};
-use crate::wire::{ActorRow, Message, is_name};
+use crate::wire::{ActorRow, AlikeDir, Message, is_name};
 
-/// The most directories of one batch, and dots in them; what is sent stays far below both.
-const BATCH_ALIKE_MAX: usize = 1_024;
+/// The most directories of one batch, and dots in them. What is sent stays below both: as many rows as one read of the journal
+/// brings, and about so many bytes.
+const BATCH_DIRS_MAX: usize = 1_024;
 const BATCH_DOTS_MAX: usize = 16 * ALIKE_DOTS_MAX;
 
 /// One tree's digests in a session.
@@ -73,52 +74,77 @@ impl Session {
         Ok(())
     }
 
+    /// Sends directories, in as many messages as they need.
+    pub(super) fn send_alike(&mut self, number: u16, alike: &[Alike], names: &BTreeMap<Actor, String>) {
+        if alike.is_empty() {
+            return;
+        }
+        let message = alike_message(number, alike, names);
+        match alike.split_at(alike.len() / 2) {
+            (former, latter) if !former.is_empty() && !fits(&message) => {
+                self.send_alike(number, former, names);
+                self.send_alike(number, latter, names);
+            }
+            _ => self.transmit(&message),
+        }
+    }
+
     pub(super) fn handle_alike(
         &mut self,
         tree: u16,
-        (dir, digest): (TreePath, [u8; 16]),
         actors: &[ActorRow],
-        dots: &[Vec<(u32, u64)>],
+        dirs: Vec<AlikeDir>,
     ) -> Result<(), SessionError> {
         let (tree, stream) = self.stream(tree)?;
-        let count = dots.iter().map(Vec::len).sum::<usize>();
-        let (dirs, all) = stream.digests.alike;
-        let (dirs, all) = (dirs.saturating_add(1), all.saturating_add(count));
-        stream.digests.alike = (dirs, all);
+        let dots = dirs.iter().flat_map(|dir| &dir.dots).map(Vec::len).sum::<usize>();
+        let (all_dirs, all_dots) = stream.digests.alike;
+        let (all_dirs, all_dots) = (all_dirs.saturating_add(dirs.len()), all_dots.saturating_add(dots));
+        stream.digests.alike = (all_dirs, all_dots);
         let granted = stream.unmerged_here() < usize::from(BATCHES_MAX);
-        if !granted || dirs > BATCH_ALIKE_MAX || all > BATCH_DOTS_MAX {
-            return Err(SessionError::Protocol("more directories than were granted"));
-        }
-        if dots.len() > ALIKE_PATHS_MAX || count > ALIKE_DOTS_MAX {
-            return Err(SessionError::Protocol("a directory that is too large to be told so"));
+        if !granted || all_dirs > BATCH_DIRS_MAX || all_dots > BATCH_DOTS_MAX || dirs.is_empty() {
+            return Err(SessionError::Protocol("more directories than were granted, or none"));
         }
         if actors.iter().any(|row| !row.name.is_empty() && !is_name(&row.name)) {
             return Err(SessionError::Protocol("a name that cannot be shown"));
         }
-        let dot = |(number, counter): (u32, u64)| {
-            let row = usize::try_from(number).ok().and_then(|number| actors.get(number))?;
-            (counter > 0).then_some(Dot { actor: row.actor, counter })
-        };
-        let dots = dots.iter().map(|dots| dots.iter().copied().map(dot).collect::<Option<Vec<Dot>>>());
-        let dots = dots.collect::<Option<_>>().ok_or(SessionError::Protocol("a dot that there cannot be"))?;
         let named = actors.iter().filter(|row| !row.name.is_empty());
-        let names = named.map(|row| (row.actor, row.name.clone())).collect();
-        self.outputs.push_back(Output::MergeAlike { tree, alike: Alike { dir, digest, dots }, names });
+        let names: Vec<(Actor, String)> = named.map(|row| (row.actor, row.name.clone())).collect();
+        let mut last: Vec<Dot> = actors.iter().map(|row| Dot { actor: row.actor, counter: 0 }).collect();
+        let mut dot = |(number, above): (u32, i64)| {
+            let last = last.get_mut(usize::try_from(number).ok()?)?;
+            last.counter = last.counter.wrapping_add_signed(above);
+            Some(*last).filter(|dot| dot.counter > 0)
+        };
+        for AlikeDir { dir, digest, dots } in dirs {
+            if dots.len() > ALIKE_PATHS_MAX || dots.iter().map(Vec::len).sum::<usize>() > ALIKE_DOTS_MAX {
+                return Err(SessionError::Protocol("a directory that is too large to be told so"));
+            }
+            let dots = dots.into_iter().map(|dots| dots.into_iter().map(&mut dot).collect());
+            let dots = dots.collect::<Option<_>>().ok_or(SessionError::Protocol("a dot that there cannot be"))?;
+            let alike = Alike { dir: dir.unwrap_or_default(), digest, dots };
+            self.outputs.push_back(Output::MergeAlike { tree, alike, names: names.clone() });
+        }
         Ok(())
     }
 }
 
-pub(super) fn alike_message(tree: u16, alike: Alike, names: &BTreeMap<Actor, String>) -> Message {
+fn alike_message(tree: u16, alike: &[Alike], names: &BTreeMap<Actor, String>) -> Message {
     let mut actors: Vec<ActorRow> = Vec::new();
-    let mut numbers: BTreeMap<Actor, u32> = BTreeMap::new();
-    let mut number = |actor| {
-        *numbers.entry(actor).or_insert_with(|| {
-            actors.push(ActorRow { actor, name: names.get(&actor).cloned().unwrap_or_default() });
-            u32::try_from(actors.len()).unwrap_or(u32::MAX).saturating_sub(1)
-        })
+    // Each actor's number, and the counter of its last dot.
+    let mut last: BTreeMap<Actor, (u32, u64)> = BTreeMap::new();
+    let mut pack = |dot: &Dot| {
+        let (number, before) = last.entry(dot.actor).or_insert_with(|| {
+            actors.push(ActorRow { actor: dot.actor, name: names.get(&dot.actor).cloned().unwrap_or_default() });
+            (u32::try_from(actors.len()).unwrap_or(u32::MAX).saturating_sub(1), 0)
+        });
+        let above = dot.counter.wrapping_sub(*before).cast_signed();
+        *before = dot.counter;
+        (*number, above)
     };
-    let packed = |dots: &Vec<Dot>| dots.iter().map(|dot| (number(dot.actor), dot.counter)).collect();
-    let dots = alike.dots.iter().map(packed).collect();
-    let dir = Some(alike.dir).filter(|dir| !dir.is_root());
-    Message::Alike { tree, dir, digest: alike.digest, actors, dots }
+    let dir = |Alike { dir, digest, dots }: &Alike| {
+        let dots = dots.iter().map(|dots| dots.iter().map(&mut pack).collect()).collect();
+        AlikeDir { dir: Some(dir.clone()).filter(|dir| !dir.is_root()), digest: *digest, dots }
+    };
+    let dirs = alike.iter().map(dir).collect();
+    Message::Alike { tree, actors, dirs }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::alike::{Digests, alike_message};
+use super::alike::Digests;
 use super::{Announcement, BATCHES_MAX, Output, Session, SessionError, TreeOffer};
 use crate::alike::Alike;
 use crate::entry::{Content, Entry, Value};
@@ -122,9 +122,7 @@ impl Session {
         if progress {
             let names: BTreeMap<Actor, String> = names.into_iter().filter(|(_, name)| is_name(name)).collect();
             // Not with the rows: where those do not fit they are read again, and these are not given again.
-            for alike in alike {
-                self.transmit(&alike_message(number, alike, &names));
-            }
+            self.send_alike(number, &alike, &names);
             let Some(stream) = self.streams.get_mut(tree) else { return };
             let mut message = index_message(number, &rows, &names, upto);
             if !fits(&message) && rows.len() > 1 && stream.read_bytes > 1 {
@@ -273,7 +271,7 @@ fn index_message(tree: u16, rows: &[Announcement], names: &BTreeMap<Actor, Strin
     Message::Index { tree, actors, rows, upto }
 }
 
-fn fits(message: &Message) -> bool {
+pub(super) fn fits(message: &Message) -> bool {
     crate::codec::encode(message).len() <= FRAME_BYTES_MAX
 }
 

@@ -11,7 +11,7 @@ use crate::path::TreePath;
 use crate::version::Actor;
 use crate::version::Dot;
 use crate::wire::packed::ActorRow;
-use crate::wire::{Bytes, CONTENT_BYTES_MAX, Cursor, FRAME_BYTES_MAX, FrameReader, HelloError, Incarnation};
+use crate::wire::{AlikeDir, Bytes, CONTENT_BYTES_MAX, Cursor, FRAME_BYTES_MAX, FrameReader, HelloError, Incarnation};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -374,7 +374,7 @@ fn directories_that_are_alike_stand_ahead_of_their_batch() {
     let mut pair = Pair::new(a, End::new(2, 0, None));
     pair.run();
     let dot = |node, counter| Dot { actor: actor(node), counter };
-    let alike = |dir| Alike { dir, digest: [4; 16], dots: vec![vec![dot(1, 1)], vec![dot(1, 2), dot(3, 7)]] };
+    let alike = |dir| Alike { dir, digest: [4; 16], dots: vec![vec![dot(1, u64::MAX)], vec![dot(1, 2), dot(3, 7)]] };
     let sent = vec![alike(TreePath::ROOT), alike(TreePath::parse(b"d").unwrap())];
     let names = vec![(actor(1), "n1".to_owned())];
     let rows = vec![row(1, 3, 10, 1)];
@@ -390,26 +390,49 @@ fn directories_that_are_alike_stand_ahead_of_their_batch() {
 }
 
 #[test]
+fn directories_that_many_wrote_need_more_than_one_frame() {
+    let mut a = End::new(1, 3, None);
+    a.reads = false;
+    let mut pair = Pair::new(a, End::new(2, 0, None));
+    pair.run();
+    let written = |n: u64| {
+        let dot = |start| Dot { actor: Actor { node: NodeId([1; 32]), start }, counter: start << 40 };
+        let dots = (64 * n + 1..=64 * n + 64).map(|start| vec![dot(start)]).collect();
+        Alike { dir: TreePath::parse(format!("d{n}").as_bytes()).unwrap(), digest: [4; 16], dots }
+    };
+    let alike: Vec<Alike> = (0..300).map(written).collect();
+    let (rows, names) = (Vec::new(), Vec::new());
+    pair.ends[0].local(Input::Rows { tree: 0, rows, alike: alike.clone(), names, upto: 3 });
+    pair.run();
+    let heard =
+        |output: &Output| if let Output::MergeAlike { alike, .. } = output { Some(alike.clone()) } else { None };
+    assert!(pair.ends[1].seen.iter().filter_map(heard).eq(alike));
+}
+
+#[test]
 fn directories_that_there_cannot_be_end_the_session() {
     let actors = vec![ActorRow { actor: actor(2), name: "n2".into() }];
-    let alike = |dots: Vec<Vec<(u32, u64)>>| {
-        let (dir, digest, actors) = (None, [4; 16], actors.clone());
-        codec::encode(&Message::Alike { tree: 0, dir, digest, actors, dots })
+    let alike = |dirs: usize, dots: Vec<Vec<(u32, i64)>>| {
+        let dirs = vec![AlikeDir { dir: None, digest: [4; 16], dots }; dirs];
+        codec::encode(&Message::Alike { tree: 0, actors: actors.clone(), dirs })
     };
     let taken = |body: &[u8]| opened().0.handle_frame(Moment(0), Link::Control, body).is_ok();
-    assert!(taken(&alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX])));
-    assert!(!taken(&alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX + 1])));
-    assert!(!taken(&alike(vec![vec![(0, 1); ALIKE_DOTS_MAX + 1]])));
-    assert!(!taken(&alike(vec![vec![(0, 0)]])));
-    assert!(!taken(&alike(vec![vec![(1, 1)]])));
+    assert!(taken(&alike(1, vec![vec![(0, 1)]; ALIKE_PATHS_MAX])));
+    assert!(!taken(&alike(1, vec![vec![]; ALIKE_PATHS_MAX + 1])));
+    assert!(!taken(&alike(1, vec![vec![(0, 1); ALIKE_DOTS_MAX + 1]])));
+    assert!(!taken(&alike(1, vec![vec![(1, 1)]])));
+    assert!(!taken(&alike(1, vec![vec![(0, 0)]])));
+    assert!(
+        taken(&alike(1, vec![vec![(0, 2)], vec![(0, -1)]])) && !taken(&alike(1, vec![vec![(0, 2)], vec![(0, -2)]]))
+    );
+    assert!(!taken(&alike(0, vec![])));
     // A batch has no more of them than its rows could be.
-    let mut session = opened().0;
-    let sent = (0..2_000).take_while(|_| session.handle_frame(Moment(0), Link::Control, &alike(vec![])).is_ok());
-    assert_eq!(sent.count(), 1_024);
-    let mut session = opened().0;
-    let large = alike(vec![vec![(0, 1)]; ALIKE_PATHS_MAX]);
-    let sent = (0..2_000).take_while(|_| session.handle_frame(Moment(0), Link::Control, &large).is_ok());
-    assert_eq!(sent.count(), 16);
+    let count = |body: &[u8]| {
+        let mut session = opened().0;
+        (0..2_000).take_while(|_| session.handle_frame(Moment(0), Link::Control, body).is_ok()).count()
+    };
+    assert_eq!(count(&alike(64, vec![])), 16);
+    assert_eq!(count(&alike(1, vec![vec![(0, 1)]; ALIKE_PATHS_MAX])), 16);
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether all that the disk holds is in the journal, as far as a whole scan since the start tells.
     pub const fn is_whole(&self) -> bool {
-        !self.waits && !self.scan_due && self.index.meta().paired
+        !self.waits && !self.is_scan_due() && self.index.meta().paired
     }
 
     /// The wait for an index is over: the root pairs with what is known by now. `none`: as any other.

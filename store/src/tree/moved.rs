@@ -81,7 +81,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// [`TreeError`].
     pub fn begin_move(&mut self, to: &TreePath) -> Result<Option<Moved>, TreeError> {
         let both = self.options.direction == Direction::Both;
-        if !both || self.waits || self.scan_due || to.is_root() || is_there(&self.index.row(to)?) {
+        if !both || self.waits || self.is_scan_due() || to.is_root() || is_there(&self.index.row(to)?) {
             return Ok(None);
         }
         let place = self.enter()?;
@@ -118,7 +118,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`]; whatever stands in the way of the rename is met by its rows.
     pub fn carry_move(&mut self, moved: &Moved, (peer, life): (NodeId, Life)) -> Result<bool, TreeError> {
-        if self.waits || self.scan_due || self.sends_only() || !moved.is_possible() {
+        if self.waits || self.is_scan_due() || self.sends_only() || !moved.is_possible() {
             return Ok(false);
         }
         let Some(parts) = self.parts(&moved.from)?.filter(|_| self.may_move(&moved.from, &moved.to)) else {
@@ -129,7 +129,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let place = self.enter()?;
         let Some(stamp) = parts[0].row.shown.as_ref().and_then(|shown| shown.stamp) else { return Ok(false) };
-        if self.waits || self.scan_due || !self.holds_only(&place, &parts) {
+        if self.waits || self.is_scan_due() || !self.holds_only(&place, &parts) {
             return Ok(false);
         }
         let taught_by = Some(self.teacher((peer, life.incarnation)));

@@ -137,14 +137,54 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !scan.stack.is_empty() {
             return Ok(false);
         }
-        // What was mounted anew meanwhile was walked in part.
-        self.scan_due = scan.root.as_ref() != Some(&self.identity);
+        self.scan_due = false;
         self.links_due = None;
+        self.end_scan(scan)?;
+        Ok(true)
+    }
+
+    fn end_scan(&mut self, scan: &Scan<V>) -> Result<(), TreeError> {
+        // What was mounted anew meanwhile was walked in part.
+        self.scan_due |= scan.root.as_ref() != Some(&self.identity);
         if !self.index.meta().paired {
             self.index.meta_mut().paired = true;
         }
-        self.end_pairing()?;
-        Ok(true)
+        self.end_pairing()
+    }
+
+    /// Goes on with a scan that is due, by about so many entries; says whether none is any more. Between two steps anything
+    /// may happen: nothing that was seen ahead is kept over it.
+    fn rescan_on(&mut self, entries: u64) -> Result<bool, TreeError> {
+        let links_are_due = self.links_due.is_some_and(|due| is_due(due, self.now()));
+        let mut scan = match self.rescan.take() {
+            Some(scan) => scan,
+            None if self.scan_due || links_are_due => self.begin_scan(),
+            None => return Ok(true),
+        };
+        if scan.root.is_none() {
+            // What is due from now on is due once more.
+            self.scan_due = false;
+            self.links_due = None;
+        }
+        // What pairs for the first time is read ahead, and may not change until it is judged.
+        let entries = if self.index.meta().paired { entries } else { u64::MAX };
+        scan.in_doubt = self.directories_in_doubt();
+        if let Err(error) = self.walk_on(&mut scan, entries) {
+            self.scan_due = true;
+            return Err(error);
+        }
+        if scan.stack.is_empty() {
+            self.end_scan(&scan)?;
+            return Ok(!self.scan_due);
+        }
+        scan.ahead.clear();
+        self.rescan = Some(scan);
+        Ok(false)
+    }
+
+    /// How far a scan is that is due again; none where none is under way.
+    pub fn rescan(&self) -> Option<&ScanStats> {
+        self.rescan.as_ref().map(Scan::stats)
     }
 
     /// Walks a directory and everything beneath it.
@@ -420,13 +460,32 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn catch_up(&mut self) -> Result<Vec<TreePath>, TreeError> {
+        while !self.catch_up_scan(u64::MAX)? {}
+        self.look_at_dirty()
+    }
+
+    /// The same, but of a scan that is due only about so many entries; the next call goes on with it.
+    ///
+    /// # Errors
+    /// As [`Tree::scan`].
+    pub fn catch_up_by(&mut self, entries: u64) -> Result<Vec<TreePath>, TreeError> {
+        self.catch_up_scan(entries)?;
+        self.look_at_dirty()
+    }
+
+    fn catch_up_scan(&mut self, entries: u64) -> Result<bool, TreeError> {
         if self.waits {
             // All is looked at when it pairs.
             self.dirty.clear();
-            return Ok(Vec::new());
+            self.rescan = None;
+            return Ok(true);
         }
-        if self.scan_due || self.links_due.is_some_and(|due| is_due(due, self.now())) {
-            self.scan()?;
+        self.rescan_on(entries)
+    }
+
+    fn look_at_dirty(&mut self) -> Result<Vec<TreePath>, TreeError> {
+        if self.waits {
+            return Ok(Vec::new());
         }
         self.catch_up_with_gone()?;
         self.retry_unseen()?;

@@ -13,8 +13,8 @@ use pleach_protocol::session::{
 use pleach_protocol::version::{Actor, Dot, NodeId};
 use pleach_protocol::wire::hello::MAGIC;
 use pleach_protocol::wire::{
-    ActorRow, Bytes, CONTENT_BYTES_MAX, Cursor, First, FrameReader, Hello, IndexRow, LinkRole, Message, Standing,
-    TreeHello, WIRE_VERSION, packed,
+    ActorRow, AlikeDir, Bytes, CONTENT_BYTES_MAX, Cursor, First, FrameReader, Hello, IndexRow, LinkRole, Message,
+    Standing, TreeHello, WIRE_VERSION, packed,
 };
 
 /// The most outputs that one input may give rise to: requests of one side and reads, acks beside.
@@ -111,10 +111,10 @@ pub(super) fn index(tree: u16, upto: u64, size: u64, content: Option<Vec<u8>>) -
 }
 
 /// A directory that stands for its rows, as a peer sends it.
-pub(super) fn alike(tree: u16, counters: &[u64]) -> Message {
+pub(super) fn alike(tree: u16, counters: &[i64]) -> Message {
     let actors = vec![ActorRow { actor: Actor { node: NodeId([2; 32]), start: 1 }, name: "peer".into() }];
     let dots = counters.iter().map(|counter| vec![(0, *counter)]).collect();
-    Message::Alike { tree, dir: Some(path(1)), digest: [2; 16], actors, dots }
+    Message::Alike { tree, actors, dirs: vec![AlikeDir { dir: Some(path(1)), digest: [2; 16], dots }] }
 }
 
 /// What the node around the session has not answered yet, and what it holds.
@@ -294,7 +294,7 @@ fn message(source: &mut Source<'_>) -> Message {
             let digests = vec![DirDigest { dir: [1; 16], digest: [2; 16] }; usize::from(source.byte()) << 6];
             Message::Digests { tree, digests, last: source.byte() & 1 == 1 }
         }
-        17 => alike(tree, &vec![number; usize::from(source.byte()) << (source.byte() % 6)]),
+        17 => alike(tree, &vec![number.cast_signed(); usize::from(source.byte()) << (source.byte() % 6)]),
         _ => [Message::Ping, Message::Pong, Message::Notice { text: String::from_utf8_lossy(source.bytes()).into() }]
             .into_iter()
             .nth(usize::from(source.byte() % 3))

@@ -233,10 +233,13 @@ impl SimNode {
             if let Some(watching) = &mut self.watching {
                 watching.follow(tree, look.events, |moved| self.exchange.tell_moved(moved, None))?;
             }
-            if look.scan {
+            let busy = if look.scan {
                 tree.scan_later();
-            }
-            for path in tree.catch_up()? {
+                tree.catch_up()?
+            } else {
+                tree.catch_up_by(ENTRIES_AT_ONCE)?
+            };
+            for path in busy {
                 tree.look_again(&path, true, false);
             }
             tree.check_late_writers()?;

@@ -10,7 +10,7 @@ use crate::entry::Hash;
 use crate::path::TreePath;
 use crate::version::NodeId;
 use crate::view::access_by_number;
-use crate::wire::{Bytes, IndexRow, Message};
+use crate::wire::{AlikeDir, Bytes, IndexRow, Message};
 
 fn dots() -> impl Strategy<Value = Dot> {
     (0u8..6, 0u64..3, 1u64..1000).prop_map(|(node, start, counter)| {
@@ -235,7 +235,8 @@ fn what_is_said_of_directories_is_pinned() {
     assert_eq!(hex(&digests), format!("140101{}{}01", "01".repeat(16), "02".repeat(16)));
     let actors = vec![ActorRow { actor: Actor { node: NodeId([3; 32]), start: 4 }, name: "n".into() }];
     let dir = Some(TreePath::parse(b"d").unwrap());
-    let alike = Message::Alike { tree: 1, dir, digest: [2; 16], actors, dots: vec![vec![(0, 5)], vec![(0, 300)]] };
-    let want = format!("1501010164{}01{}04016e02010005010", "02".repeat(16), "03".repeat(32));
-    assert_eq!(hex(&alike), want + "0fb2c01");
+    let dots = vec![vec![(0, 5)], vec![(0, -1)]];
+    let alike = Message::Alike { tree: 1, actors, dirs: vec![AlikeDir { dir, digest: [2; 16], dots }] };
+    let want = format!("150101{}04016e01010164{}0201000a010001", "03".repeat(32), "02".repeat(16));
+    assert_eq!(hex(&alike), want);
 }
