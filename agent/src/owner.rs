@@ -192,7 +192,7 @@ pub enum Phase {
 pub struct TreeStatus {
     /// Where it is in its life.
     pub phase: Phase,
-    /// How far the first scan is, while there is one.
+    /// How far the first scan is, or another one, while there is one.
     pub scan: Option<ScanStats>,
     /// Why it is closed.
     pub error: Option<String>,

@@ -15,6 +15,7 @@ mod moves;
 mod relay;
 mod release;
 mod renames;
+mod rescan;
 mod restart;
 mod resume;
 mod rules;

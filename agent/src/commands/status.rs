@@ -366,13 +366,16 @@ www: the hook http://h/x failed and is run again: it answered 500 No
     }
 
     #[test]
-    fn a_first_scan_says_how_far_it_is() {
+    fn a_scan_says_how_far_it_is() {
         let mut status = example();
+        status["trees"][0]["state"] = json!("scanning");
         status["trees"][0]["scan"] = json!({"entries": 1000, "read": 20, "read_bytes": 5678, "changes": 20});
         let said = |status: &Value| text(status, Style::plain()).lines().last().unwrap().to_owned();
         assert_eq!(said(&status), "www: first scan: 1000 of about 1234 entries looked at, files read: 20 (5.6 kB)");
         status["trees"][0]["entries"] = json!(900);
         assert_eq!(said(&status), "www: first scan: 1000 entries looked at, files read: 20 (5.6 kB)");
+        status["trees"][0]["state"] = json!("watching");
+        assert_eq!(said(&status), "www: rescan: 1000 entries looked at, files read: 20 (5.6 kB)");
     }
 
     #[test]

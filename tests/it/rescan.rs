@@ -1,0 +1,110 @@
+//! A scan of a tree that is in use goes on between other work.
+
+use pleach_protocol::path::TreePath;
+use pleach_tests::model::{ModelNode, ModelTree, ask, check_sums, pair, rest};
+
+const DIRS: usize = 30;
+const FILES: usize = 10;
+
+fn tree(node: &mut ModelNode) -> &mut ModelTree {
+    node.tree.as_mut().unwrap()
+}
+
+fn path(text: &str) -> TreePath {
+    TreePath::parse(text.as_bytes()).unwrap()
+}
+
+/// Two nodes in step.
+fn in_step() -> (ModelNode, ModelNode) {
+    let (mut a, mut b) = pair();
+    for dir in 0..DIRS {
+        a.disk.user().mkdir_all(format!("d{dir:02}")).unwrap();
+        for file in 0..FILES {
+            a.disk.user().write(format!("d{dir:02}/f{file}"), format!("content {file} of {dir}")).unwrap();
+        }
+    }
+    rest(&mut a, &mut b);
+    a.disk.advance(60_000_000_000);
+    b.disk.advance(60_000_000_000);
+    (a, b)
+}
+
+/// Goes on with what is under way, a few entries at a time; in how many steps.
+fn finish(node: &mut ModelNode) -> usize {
+    let steps = (1..1_000).find(|_| {
+        assert!(tree(node).catch_up_by(20).unwrap().is_empty());
+        tree(node).commit().unwrap();
+        tree(node).rescan().is_none()
+    });
+    steps.unwrap()
+}
+
+#[test]
+fn what_others_and_users_change_during_a_rescan_stays() {
+    let (mut a, mut b) = in_step();
+    // Nobody was told of these, before and behind where the scan is by then.
+    for changed in ["d00/f1", "d29/f1"] {
+        b.disk.user().write(changed, "unseen").unwrap();
+    }
+    tree(&mut b).scan_later();
+    tree(&mut b).catch_up_by(20).unwrap();
+    let done = tree(&mut b).rescan().unwrap().entries;
+    assert!((20..100).contains(&done) && !tree(&mut b).has_looked());
+    // Peers' changes arrive on both sides of where it is.
+    for changed in ["d00/f2", "d01/new", "d28/f2"] {
+        a.disk.user().write(changed, "by a").unwrap();
+    }
+    a.disk.user().remove_all("d27").unwrap();
+    ask(&mut a, &mut b);
+    assert!(tree(&mut b).rescan().is_some(), "it waits for nobody");
+    assert_eq!(b.disk.user().read("d28/f2").unwrap(), b"by a");
+    assert!(!b.disk.user().exists("d27"));
+    // A user's, of which an event tells.
+    b.disk.user().write("d28/f3", "by b").unwrap();
+    tree(&mut b).look_again(&path("d28/f3"), true, false);
+    b.disk.user().remove_all("d26").unwrap();
+    assert!(finish(&mut b) > 5);
+    assert!(tree(&mut b).has_looked());
+    rest(&mut a, &mut b);
+    for (path, content) in [
+        ("d00/f1", "unseen"),
+        ("d29/f1", "unseen"),
+        ("d00/f2", "by a"),
+        ("d01/new", "by a"),
+        ("d28/f2", "by a"),
+        ("d28/f3", "by b"),
+    ] {
+        assert_eq!(a.disk.user().read(path).unwrap(), content.as_bytes(), "{path}");
+    }
+    assert!(!a.disk.user().exists("d26") && !a.disk.user().exists("d27"));
+    check_sums(tree(&mut a)).unwrap();
+    check_sums(tree(&mut b)).unwrap();
+    assert_eq!(tree(&mut a).index().meta().conflicts, 0);
+}
+
+#[test]
+fn what_is_lost_during_a_rescan_makes_another_due() {
+    let (mut a, _) = in_step();
+    tree(&mut a).scan_later();
+    tree(&mut a).catch_up_by(100).unwrap();
+    // Behind where it is.
+    a.disk.user().write("d00/f1", "unseen").unwrap();
+    tree(&mut a).scan_later();
+    finish(&mut a);
+    assert!(!tree(&mut a).has_looked());
+    finish(&mut a);
+    assert!(tree(&mut a).has_looked());
+    let entry = tree(&mut a).entry(&path("d00/f1")).unwrap().unwrap();
+    let seen = blake3::hash(b"unseen");
+    let now = pleach_protocol::view::own(&entry).unwrap();
+    assert!(matches!(now, pleach_protocol::entry::Value::File { hash, .. } if hash.0 == *seen.as_bytes()));
+    // Whoever waits for all gets all at once.
+    tree(&mut a).scan_later();
+    tree(&mut a).catch_up_by(100).unwrap();
+    a.disk.user().write("d00/f1", "again").unwrap();
+    tree(&mut a).scan_later();
+    tree(&mut a).catch_up().unwrap();
+    assert!(tree(&mut a).has_looked());
+    let entry = tree(&mut a).entry(&path("d00/f1")).unwrap().unwrap();
+    assert!(matches!(pleach_protocol::view::own(&entry), Some(pleach_protocol::entry::Value::File { size: 5, .. })));
+}
