@@ -688,7 +688,7 @@ impl Running<'_> {
         status.problems = self.tree.problems().len() as u64;
         status.mounts = self.tree.mounts().iter().map(ToString::to_string).collect();
         status.quiet = quiet;
-        status.scan = None;
+        status.scan = self.tree.rescan().copied();
         status.watch = self.looks.news().clone();
         status.peers = peers;
         status.pushes.clone_from(&self.keeper.pushes);

@@ -1,8 +1,12 @@
 //! Trees that were equal when they met: what travels instead of their rows.
 
+use std::sync::{Arc, Mutex};
+
+use pleach_agent::exchange::{Exchange, Tell, ToSession};
 use pleach_protocol::alike::Alike;
 use pleach_protocol::entry::Entry;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::session::{Input, Moment, Output};
 use pleach_store::tree::{Digests, Rows};
 use pleach_tests::model::{ModelNode, ModelTree, pair, rest};
 
@@ -209,4 +213,57 @@ fn a_directory_of_which_part_is_not_durable_waits() {
     tree(&mut a).commit().unwrap();
     let to_b = told(&mut a, &mut b, 0, &mut of_b);
     assert_eq!((to_b.rows.len(), to_b.alike.len()), (0, DIRS + 1));
+}
+
+/// What a session is told.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<Mutex<Vec<ToSession>>>);
+
+impl Tell for Told {
+    fn tell(&self, what: ToSession) -> bool {
+        self.0.lock().unwrap().push(what);
+        true
+    }
+}
+
+#[test]
+fn where_a_directory_changed_meanwhile_the_session_begins_anew_and_tells_of_none() {
+    let (mut a, mut b) = equal();
+    let (of_a, head) = (a.id, tree(&mut a).head());
+    let mut of_b = digests(&mut b);
+    let alike = told(&mut a, &mut b, 0, &mut of_b).alike.remove(0);
+    let mut exchange = Exchange::new(Box::new(|| Ok([7; 16])));
+    exchange.load(tree(&mut b), &[(of_a, "a".to_owned())].into()).unwrap();
+    let session = Told::default();
+    let mut digests_told = Vec::new();
+    for number in [1, 2] {
+        exchange.expect(of_a, number, 0, session.clone(), false);
+        let (name, incarnation) = ("a".to_owned(), tree(&mut a).life().incarnation);
+        let (start, peer_cursor, told_under, went_back) = (1, 0, 0, false);
+        let opened = Output::Opened { tree: 0, name, incarnation, start, head, peer_cursor, told_under, went_back };
+        let outputs = [
+            opened,
+            Output::ReadDigests { tree: 0 },
+            Output::MergeAlike { tree: 0, alike: alike.clone(), names: Vec::new() },
+            Output::Merge { tree: 0, rows: Vec::new(), names: Vec::new(), upto: head },
+        ];
+        for output in outputs {
+            let is_telling = matches!(output, Output::ReadDigests { .. });
+            exchange.carry_out(tree(&mut b), Moment(1), (of_a, number), output).unwrap();
+            let heard = std::mem::take(&mut *session.0.lock().unwrap());
+            if is_telling {
+                digests_told.extend(heard.into_iter().filter_map(|told| match told {
+                    ToSession::Input(Input::Digests { digests, last, .. }) => Some((digests.len(), last)),
+                    _ => None,
+                }));
+                // Now it is another one.
+                b.disk.user().write("other", "new").unwrap();
+                tree(&mut b).scan().unwrap();
+            }
+        }
+        tree(&mut b).commit().unwrap();
+        let place = tree(&mut b).cursor(of_a).unwrap();
+        assert_eq!(place.map(|cursor| cursor.seq), None, "the batch says that the directory was taken in");
+    }
+    assert_eq!(digests_told, [(DIRS + 1, true), (0, true)]);
 }

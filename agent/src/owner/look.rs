@@ -152,15 +152,6 @@ impl Running<'_> {
         status.scan = Some(*scan);
     }
 
-    /// How far another scan is; what else is shown goes on as ever.
-    fn show_rescan(&self) {
-        let rescan = self.tree.rescan().copied();
-        let mut status = lock(&self.keeper.status);
-        if status.scan != rescan {
-            status.scan = rescan;
-        }
-    }
-
     fn take_rules(&mut self) -> bool {
         let changed = self.tree.take_rules_changed();
         if changed {
@@ -218,7 +209,6 @@ impl Running<'_> {
             self.tree.look_again(path, true, due || take_all);
         }
         let busy = self.tree.catch_up_by(RESCANNED_AT_ONCE)?;
-        self.show_rescan();
         let mut kept = std::mem::take(&mut self.looks.kept);
         for path in busy {
             let at = kept.remove(&path).unwrap_or(Kept { since: now, touched: now });
