@@ -8,21 +8,24 @@ use serde::de::DeserializeOwned;
 /// The largest value that is decoded, in bytes.
 pub const VALUE_BYTES_MAX: u64 = 1024 * 1024;
 
+/// Room for most values.
+const ENCODED_BYTES: usize = 512;
+
 /// Says why bytes are not a value.
 #[derive(Debug, thiserror::Error)]
 #[error("bytes cannot be decoded: {0}")]
 pub struct DecodeError(String);
-
-fn options() -> impl Options {
-    bincode::DefaultOptions::new().with_limit(VALUE_BYTES_MAX).reject_trailing_bytes()
-}
 
 /// Encodes a value. Whoever may hold one beyond [`VALUE_BYTES_MAX`] looks at the length: it would
 /// not be decoded.
 #[must_use]
 #[expect(clippy::missing_panics_doc, reason = "bincode fails for sequences of unknown length only; we have none")]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    bincode::DefaultOptions::new().serialize(value).expect("our types have no sequences of unknown length")
+    // In one pass: bincode's own way to a vector first asks each byte how long it will be.
+    let mut bytes = Vec::with_capacity(ENCODED_BYTES);
+    let written = bincode::DefaultOptions::new().serialize_into(&mut bytes, value);
+    written.expect("our types have no sequences of unknown length");
+    bytes
 }
 
 /// Decodes a value.
@@ -30,11 +33,11 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// # Errors
 /// Bytes that are cut, too long, or no such value.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    // The limit of bincode counts no varint: the length is what bounds them.
+    // A limit of bincode's would be asked for each byte, and counts no varint: the length is what bounds them.
     if bytes.len() as u64 > VALUE_BYTES_MAX {
         return Err(DecodeError(format!("{} bytes are too many", bytes.len())));
     }
-    options().deserialize(bytes).map_err(|e| DecodeError(e.to_string()))
+    bincode::DefaultOptions::new().reject_trailing_bytes().deserialize(bytes).map_err(|e| DecodeError(e.to_string()))
 }
 
 #[cfg(test)]

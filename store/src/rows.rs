@@ -342,13 +342,13 @@ pub struct Told {
     pub end: Option<u64>,
 }
 
-/// What the direct children of a directory sum up to. Both sums are sums of 128-bit hashes, modulo 2^128.
+/// What the direct children of a directory sum up to: a sum of 128-bit hashes, modulo 2^128.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct SumRow {
     /// Over name and stamp of what the disk shows.
     pub shown: u128,
-    /// Over name and entry.
-    pub entries: u128,
+    /// A sum over entries, which nobody reads any more: 0.
+    pub unused: u128,
     /// Children that are to be looked at whatever the sum says.
     pub unsure: u64,
 }

@@ -181,7 +181,7 @@ impl Parts {
     }
 
     fn sum_row(&self) -> SumRow {
-        SumRow { shown: 1 << 100, entries: u128::from(self.number), unsure: self.number }
+        SumRow { shown: 1 << 100, unused: u128::from(self.number), unsure: self.number }
     }
 
     fn staged_row(&self) -> StagedRow {

@@ -90,6 +90,24 @@ fn what_a_crash_of_the_machine_tore_is_asked_for_again() {
     }
 }
 
+/// LINUX measurements, section 11: after a failed write-back the bytes are in memory, and pass for clean.
+#[test]
+fn a_part_that_is_on_no_disk_is_asked_for_again() {
+    let (mut a, mut b) = rested();
+    a.disk.user().write("f", large(0)).unwrap();
+    let want = one(&ask(&mut a, &mut b));
+    send(&a, &mut b, &want, 200_000);
+    b.disk.fail_write_back();
+    b.tree = None;
+    b.disk.restart(CrashKind::Process);
+    b.kv.crash(0);
+    b.start().unwrap();
+    rest(&mut a, &mut b);
+    assert_eq!(b.disk.user().read("f").unwrap(), large(0));
+    b.disk.restart(CrashKind::Machine { log: Keep::All, data: Data::Kept });
+    assert!(b.disk.user().read("f").unwrap() == large(0), "it was acknowledged, and is not on the disk");
+}
+
 #[test]
 fn what_is_not_wanted_any_more_leaves_staging() {
     let (mut a, mut b) = rested();

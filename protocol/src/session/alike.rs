@@ -108,7 +108,7 @@ impl Session {
             return Err(SessionError::Protocol("a name that cannot be shown"));
         }
         let named = actors.iter().filter(|row| !row.name.is_empty());
-        let names: Vec<(Actor, String)> = named.map(|row| (row.actor, row.name.clone())).collect();
+        let mut names: Vec<(Actor, String)> = named.map(|row| (row.actor, row.name.clone())).collect();
         let mut last: Vec<Dot> = actors.iter().map(|row| Dot { actor: row.actor, counter: 0 }).collect();
         let mut dot = |(number, above): (u32, i64)| {
             let last = last.get_mut(usize::try_from(number).ok()?)?;
@@ -122,7 +122,9 @@ impl Session {
             let dots = dots.into_iter().map(|dots| dots.into_iter().map(&mut dot).collect());
             let dots = dots.collect::<Option<_>>().ok_or(SessionError::Protocol("a dot that there cannot be"))?;
             let alike = Alike { dir: dir.unwrap_or_default(), digest, dots };
-            self.outputs.push_back(Output::MergeAlike { tree, alike, names: names.clone() });
+            // Once is enough, and as many as there are directories would fill memory.
+            let names = std::mem::take(&mut names);
+            self.outputs.push_back(Output::MergeAlike { tree, alike, names });
         }
         Ok(())
     }

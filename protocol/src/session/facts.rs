@@ -335,7 +335,7 @@ pub enum Output {
         tree: usize,
         /// The directory.
         alike: Alike,
-        /// The display names of writers.
+        /// The display names of writers that were not said with the one before.
         names: Vec<(Actor, String)>,
     },
     /// Take rows into the index: answered by [`Input::Merged`].

@@ -13,9 +13,6 @@ use super::{Index, Result, is_live};
 use crate::kv::Kv;
 use crate::rows::{self, EntryRow, Pairing, Space, Stamp, SumRow};
 
-/// The key of the sums over entries, the same on every node: two of them compare theirs.
-const ENTRIES_KEY: [u8; 32] = *b"pleach: a directory's entries, 1";
-
 /// The key of the sums over what a disk shows: nobody else knows it, so nobody can aim at a sum.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SumKey([u8; 32]);
@@ -45,9 +42,6 @@ pub(super) fn share_of(key: &SumKey, name: &[u8], row: &EntryRow) -> SumRow {
         // It may be there and have been ignored, or it waits to be paired.
         None => sum.unsure = u64::from(is_live(row) || row.pairing != Pairing::No),
     }
-    if !row.entry.context.is_empty() {
-        sum.entries = share(&ENTRIES_KEY, name, &codec::encode(&row.entry));
-    }
     sum
 }
 
@@ -63,7 +57,7 @@ fn share(key: &[u8; 32], name: &[u8], what: &[u8]) -> u128 {
 impl SumRow {
     pub(super) const fn replace(&mut self, old: &Self, new: &Self) {
         self.shown = self.shown.wrapping_sub(old.shown).wrapping_add(new.shown);
-        self.entries = self.entries.wrapping_sub(old.entries).wrapping_add(new.entries);
+        self.unused = 0;
         self.unsure = self.unsure.saturating_add(new.unsure).saturating_sub(old.unsure);
     }
 }

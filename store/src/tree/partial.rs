@@ -38,6 +38,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && meta.links == 1
             && meta.size <= size
         {
+            // A write-back may have failed, and the kernel takes what it did not write for clean: the disk is to say what it has
+            // (LINUX.md §11).
+            self.vfs.let_go(&file);
             return Ok(Some((file, partial.id, meta.size)));
         }
         self.drop_partial(place, path)?;

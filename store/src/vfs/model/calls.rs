@@ -236,6 +236,13 @@ impl Vfs for ModelVfs {
         })
     }
 
+    fn let_go(&self, file: &ModelFile) {
+        let mut state = self.disk.lock();
+        if let Ok(id) = state.id(&file.handle) {
+            state.let_go(id);
+        }
+    }
+
     fn create_temp(&self, dir: &ModelDir) -> io::Result<ModelFile> {
         self.call(
             OpKind::CreateTemp,

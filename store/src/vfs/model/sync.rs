@@ -69,6 +69,18 @@ impl State {
         }
     }
 
+    /// What is in memory alone and passes for clean goes: the file is read from the disk again.
+    pub(super) fn let_go(&mut self, id: Id) {
+        if !self.lost.contains(&id) || self.dirty.contains(&id) {
+            return;
+        }
+        let mut there = self.durable.get(id).and_then(Inode::data).map(|data| data.to_vec()).unwrap_or_default();
+        if let Some(live) = self.live.inodes.get_mut(&id).and_then(Inode::data_mut) {
+            there.resize(live.len(), 0);
+            *live = Arc::new(there);
+        }
+    }
+
     /// Whether a user has a file open.
     pub(super) fn users_busy(&self) -> bool {
         self.opens.values().any(|opens| Arc::strong_count(&opens.user_writing) > 1)
