@@ -97,6 +97,9 @@ fn a_part_that_is_on_no_disk_is_asked_for_again() {
     a.disk.user().write("f", large(0)).unwrap();
     let want = one(&ask(&mut a, &mut b));
     send(&a, &mut b, &want, 200_000);
+    // All of it is here, and was not synced when the agent was killed.
+    let rest_of_it = a.tree.as_ref().unwrap().read_content(&want.path, want.hash, 200_000, SIZE).unwrap();
+    b.tree.as_mut().unwrap().receive(want.id, 200_000, &rest_of_it, true).unwrap();
     b.disk.fail_write_back();
     b.tree = None;
     b.disk.restart(CrashKind::Process);
