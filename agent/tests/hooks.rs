@@ -331,6 +331,8 @@ fn a_restart_and_a_kill_in_the_middle_run_the_batch_again() {
         pair.b.start();
         pair.a.write(&format!("{name}-after"), "1");
         until("the next is told", || hook.told(&format!("{name}-after")));
+        // Else it would do what the next round says.
+        until("that run is over", || is_idle(&pair.b));
         assert!(hook.runs()[after..].iter().all(|run| !run.has(name)), "what was told is told again");
     }
 }
