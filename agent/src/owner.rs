@@ -573,9 +573,11 @@ impl Running<'_> {
         while let Some(event) = next {
             // Whoever reads our journal asks for the next rows at once: a long one goes out in one go.
             let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
-            if let Event::Output { output: Output::Merge { rows, .. }, .. } = &event {
-                merged += rows.len();
-            }
+            merged += match &event {
+                Event::Output { output: Output::Merge { rows, .. }, .. } => rows.len(),
+                Event::Output { output: Output::MergeAlike { alike, .. }, .. } => alike.dots.len(),
+                _ => 0,
+            };
             self.take(event)?;
             taken += 1;
             let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH;

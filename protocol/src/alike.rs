@@ -8,7 +8,7 @@ use crate::codec;
 use crate::entry::{AccessSibling, ContentSibling, Entry};
 use crate::path::TreePath;
 use crate::sorted::SortedMap;
-use crate::version::Dot;
+use crate::version::{Dot, VersionVector};
 
 /// The most paths of a directory that is told so.
 pub const ALIKE_PATHS_MAX: usize = 4_096;
@@ -71,17 +71,19 @@ pub fn under(entry: &Entry, dots: &[Dot]) -> Option<Entry> {
     found(entry)?;
     let (dot, content) = entry.content.iter().next()?;
     let (time, access) = (entry.times.get(dot), entry.access.get(dot));
-    let context = dots.iter().copied().collect();
+    let context: VersionVector = dots.iter().copied().collect();
+    if dots.is_empty() || context.len() < dots.len() {
+        // None at all, or an actor named twice.
+        return None;
+    }
     let named = |dot: &Dot| ContentSibling { file: *dot, ..content.clone() };
-    let entry = Entry {
+    Some(Entry {
         context,
         content: dots.iter().map(|dot| (*dot, named(dot))).collect(),
         times: with_each(dots, time, |_, time| time.clone()),
         access: with_each(dots, access, |dot, access| AccessSibling { file: dot, ..access.clone() }),
         losers: SortedMap::new(),
-    };
-    // An actor named twice, or none at all.
-    (entry.context.len() == dots.len() && found(&entry).is_some()).then_some(entry)
+    })
 }
 
 fn with_each<T>(dots: &[Dot], sibling: Option<&T>, named: impl Fn(Dot, &T) -> T) -> SortedMap<Dot, T> {

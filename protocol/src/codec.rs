@@ -16,6 +16,10 @@ const ENCODED_BYTES: usize = 512;
 #[error("bytes cannot be decoded: {0}")]
 pub struct DecodeError(String);
 
+fn options() -> impl Options {
+    bincode::DefaultOptions::new().with_limit(VALUE_BYTES_MAX).reject_trailing_bytes()
+}
+
 /// Encodes a value. Whoever may hold one beyond [`VALUE_BYTES_MAX`] looks at the length: it would
 /// not be decoded.
 #[must_use]
@@ -33,11 +37,11 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// # Errors
 /// Bytes that are cut, too long, or no such value.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
-    // A limit of bincode's would be asked for each byte, and counts no varint: the length is what bounds them.
+    // The limit of bincode counts no varint: the length is what bounds them.
     if bytes.len() as u64 > VALUE_BYTES_MAX {
         return Err(DecodeError(format!("{} bytes are too many", bytes.len())));
     }
-    bincode::DefaultOptions::new().reject_trailing_bytes().deserialize(bytes).map_err(|e| DecodeError(e.to_string()))
+    options().deserialize(bytes).map_err(|e| DecodeError(e.to_string()))
 }
 
 #[cfg(test)]

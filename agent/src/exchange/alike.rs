@@ -73,7 +73,9 @@ impl<T: Tell> Exchange<T> {
         }
         // Its rows are here no more; the batch that says so must not be taken in.
         stream.digests.changed = true;
-        stream.carrier.iter_mut().for_each(super::Carrier::restart);
+        if let Some(carrier) = &mut stream.carrier {
+            carrier.restart();
+        }
         Ok(())
     }
 }

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::index::fits;
+use super::index::{Actors, fits, names_of};
 use super::{BATCHES_MAX, Output, Session, SessionError};
 use crate::alike::{ALIKE_DOTS_MAX, ALIKE_PATHS_MAX, Alike, DIGESTS_MAX, DirDigest};
 use crate::version::{Actor, Dot};
-use crate::wire::{ActorRow, AlikeDir, Message, is_name};
+use crate::wire::{ActorRow, AlikeDir, Message};
 
-/// The most directories of one batch, and dots in them. What is sent stays below both: as many rows as one read of the journal
-/// brings, and about so many bytes.
+/// The most directories of one batch, and dots in them. What is sent stays below both, also where rows do not fit a frame and are read
+/// again, an eighth at a time: reads of 48 KiB, 6 KiB and so on to one, each with a directory beyond it.
 const BATCH_DIRS_MAX: usize = 1_024;
-const BATCH_DOTS_MAX: usize = 16 * ALIKE_DOTS_MAX;
+const BATCH_DOTS_MAX: usize = 8 * ALIKE_DOTS_MAX;
 
 /// One tree's digests in a session.
 #[derive(Debug, Default)]
@@ -104,11 +104,7 @@ impl Session {
         if !granted || all_dirs > BATCH_DIRS_MAX || all_dots > BATCH_DOTS_MAX || dirs.is_empty() {
             return Err(SessionError::Protocol("more directories than were granted, or none"));
         }
-        if actors.iter().any(|row| !row.name.is_empty() && !is_name(&row.name)) {
-            return Err(SessionError::Protocol("a name that cannot be shown"));
-        }
-        let named = actors.iter().filter(|row| !row.name.is_empty());
-        let mut names: Vec<(Actor, String)> = named.map(|row| (row.actor, row.name.clone())).collect();
+        let mut names = names_of(actors)?;
         let mut last: Vec<Dot> = actors.iter().map(|row| Dot { actor: row.actor, counter: 0 }).collect();
         let mut dot = |(number, above): (u32, i64)| {
             let last = last.get_mut(usize::try_from(number).ok()?)?;
@@ -131,22 +127,17 @@ impl Session {
 }
 
 fn alike_message(tree: u16, alike: &[Alike], names: &BTreeMap<Actor, String>) -> Message {
-    let mut actors: Vec<ActorRow> = Vec::new();
-    // Each actor's number, and the counter of its last dot.
-    let mut last: BTreeMap<Actor, (u32, u64)> = BTreeMap::new();
+    let mut actors = Actors::new(names);
+    // The counter of each actor's last dot.
+    let mut last: BTreeMap<Actor, u64> = BTreeMap::new();
     let mut pack = |dot: &Dot| {
-        let (number, before) = last.entry(dot.actor).or_insert_with(|| {
-            actors.push(ActorRow { actor: dot.actor, name: names.get(&dot.actor).cloned().unwrap_or_default() });
-            (u32::try_from(actors.len()).unwrap_or(u32::MAX).saturating_sub(1), 0)
-        });
-        let above = dot.counter.wrapping_sub(*before).cast_signed();
-        *before = dot.counter;
-        (*number, above)
+        let before = last.insert(dot.actor, dot.counter).unwrap_or_default();
+        (actors.number(dot.actor), dot.counter.wrapping_sub(before).cast_signed())
     };
     let dir = |Alike { dir, digest, dots }: &Alike| {
         let dots = dots.iter().map(|dots| dots.iter().map(&mut pack).collect()).collect();
         AlikeDir { dir: Some(dir.clone()).filter(|dir| !dir.is_root()), digest: *digest, dots }
     };
     let dirs = alike.iter().map(dir).collect();
-    Message::Alike { tree, actors, dirs }
+    Message::Alike { tree, actors: actors.rows, dirs }
 }

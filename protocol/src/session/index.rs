@@ -214,14 +214,10 @@ impl Session {
                 Ok(Announcement { path: row.path, entry, content })
             })
             .collect::<Result<Vec<_>, SessionError>>()?;
-        if actors.iter().any(|row| !row.name.is_empty() && !is_name(&row.name)) {
-            return Err(SessionError::Protocol("a name that cannot be shown"));
-        }
+        let names = names_of(actors)?;
         stream.received = upto;
         stream.digests.begin_batch();
         stream.unmerged_here.push_back(upto);
-        let named = actors.iter().filter(|row| !row.name.is_empty());
-        let names = named.map(|row| (row.actor, row.name.clone())).collect();
         self.outputs.push_back(Output::Merge { tree, rows, names, upto });
         Ok(())
     }
@@ -252,23 +248,46 @@ impl Session {
 }
 
 fn index_message(tree: u16, rows: &[Announcement], names: &BTreeMap<Actor, String>, upto: u64) -> Message {
-    let mut actors: Vec<ActorRow> = Vec::new();
-    let mut numbers: BTreeMap<Actor, u32> = BTreeMap::new();
+    let mut actors = Actors::new(names);
     let rows = rows
         .iter()
         .map(|row| {
-            let entry = packed::pack(&row.entry, &mut |actor| {
-                *numbers.entry(actor).or_insert_with(|| {
-                    let number = u32::try_from(actors.len()).unwrap_or(u32::MAX);
-                    actors.push(ActorRow { actor, name: names.get(&actor).cloned().unwrap_or_default() });
-                    number
-                })
-            });
+            let entry = packed::pack(&row.entry, &mut |actor| actors.number(actor));
             let content = row.content.as_ref().filter(|bytes| is_inline(&row.entry, bytes));
             IndexRow { path: row.path.clone(), entry, content: content.cloned().map(Bytes) }
         })
         .collect();
+    let actors = actors.rows;
     Message::Index { tree, actors, rows, upto }
+}
+
+/// The actors that a message names, and their numbers in it.
+pub(super) struct Actors<'n> {
+    pub(super) rows: Vec<ActorRow>,
+    numbers: BTreeMap<Actor, u32>,
+    names: &'n BTreeMap<Actor, String>,
+}
+
+impl<'n> Actors<'n> {
+    pub(super) const fn new(names: &'n BTreeMap<Actor, String>) -> Self {
+        Self { rows: Vec::new(), numbers: BTreeMap::new(), names }
+    }
+
+    pub(super) fn number(&mut self, actor: Actor) -> u32 {
+        let Self { rows, numbers, names } = self;
+        *numbers.entry(actor).or_insert_with(|| {
+            let number = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+            rows.push(ActorRow { actor, name: names.get(&actor).cloned().unwrap_or_default() });
+            number
+        })
+    }
+}
+
+/// The names that a message gives its actors; none of them may be one that cannot be shown.
+pub(super) fn names_of(actors: &[ActorRow]) -> Result<Vec<(Actor, String)>, SessionError> {
+    let named = actors.iter().filter(|row| !row.name.is_empty());
+    let shown = |row: &ActorRow| is_name(&row.name).then(|| (row.actor, row.name.clone()));
+    named.map(shown).collect::<Option<_>>().ok_or(SessionError::Protocol("a name that cannot be shown"))
 }
 
 pub(super) fn fits(message: &Message) -> bool {

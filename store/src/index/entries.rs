@@ -132,8 +132,7 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// As [`Index::row`].
     pub fn children(&self, dir: &TreePath) -> Result<Vec<(TreePath, EntryRow)>> {
-        let (start, end) = rows::children_range(Space::Entry, dir);
-        self.entries_between(&start, &end, usize::MAX)
+        self.first_children(dir, usize::MAX)
     }
 
     /// The first `limit` of them.

@@ -34,6 +34,12 @@ impl Digests {
         self.dirs.extend(digests.into_iter().take(room).map(|told| (told.dir, (told.digest, 0))));
     }
 
+    /// Whether it was told of a path's directory, and so of the path at this place of our journal.
+    pub(super) fn have_told(&self, path: &TreePath, seq: u64) -> bool {
+        let dir = || dir_id(&path.parent().unwrap_or_default());
+        !self.is_empty() && self.dirs.get(&dir()).is_some_and(|(_, told)| seq <= *told)
+    }
+
     /// Whether it said nothing, or nothing that still counts.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -45,7 +51,7 @@ impl Digests {
 pub(super) enum Telling {
     /// It is told.
     Row,
-    /// The peer has it, or has been told of its directory.
+    /// The peer has it, and all in its directory up to the durable head.
     Nothing,
     /// Its directory stands for it, and for all in it up to the durable head.
     Alike(Alike),
@@ -73,11 +79,12 @@ fn dir_id(dir: &TreePath) -> [u8; 16] {
 }
 
 /// Sums up the rows of one directory, by name.
-fn summary<'r>(rows: impl Iterator<Item = (&'r [u8], &'r EntryRow)>) -> Summary {
+fn summarize(rows: &[(TreePath, EntryRow)]) -> Summary {
     let mut paired = blake3::Hasher::new_derive_key("pleach: what a directory's pairings found, 1");
     let mut any = blake3::Hasher::new_derive_key("pleach: what is known of a directory's paths, 1");
     let (mut dots, mut seq) = (Some(Vec::new()), 0);
-    for (name, row) in rows {
+    for (path, row) in rows {
+        let name = path.name();
         seq = seq.max(row.seq);
         let found = found(&row.entry).filter(|_| row.seq > 0);
         dots = dots.zip(found.as_ref()).map(|(mut dots, _)| {
@@ -131,22 +138,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(Some(rows))
     }
 
-    /// How a path of our journal is told to a peer that said what its directories come to.
-    pub(super) fn telling(
-        &self,
-        (seq, path): (u64, &TreePath),
-        head: u64,
-        digests: &mut Digests,
-    ) -> Result<Telling, TreeError> {
+    /// How a path of our journal that a peer has not heard of is told to one that said what its directories come to.
+    pub(super) fn telling(&self, path: &TreePath, head: u64, digests: &mut Digests) -> Result<Telling, TreeError> {
         if digests.is_empty() || path.is_root() {
             return Ok(Telling::Row);
         }
         let dir = path.parent().unwrap_or_default();
         let id = dir_id(&dir);
-        let Some((digest, told)) = digests.dirs.get(&id).copied() else { return Ok(Telling::Row) };
-        if seq <= told {
-            return Ok(Telling::Nothing);
-        }
+        let Some((digest, _)) = digests.dirs.get(&id).copied() else { return Ok(Telling::Row) };
         let ours = self.known_in(&dir)?.map(|rows| summarize(&rows)).filter(|ours| ours.digest == digest);
         let Some(ours) = ours else {
             digests.dirs.remove(&id);
@@ -192,10 +191,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.merge_rows((peer, life), theirs)?;
         Ok(true)
     }
-}
-
-fn summarize(rows: &[(TreePath, EntryRow)]) -> Summary {
-    summary(rows.iter().map(|(path, row)| (path.name(), row)))
 }
 
 fn may_be_told(dots: &[Vec<Dot>]) -> bool {

@@ -144,9 +144,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 if seq > head || batch.bytes >= bytes_max {
                     return Ok(batch.end());
                 }
-                let row = self.index.row(&path)?;
-                if row.taught_by != Some(teacher) {
-                    match self.telling((seq, &path), head, digests)? {
+                let row = match digests.have_told(&path, seq) {
+                    true => None,
+                    false => Some(self.index.row(&path)?).filter(|row| row.taught_by != Some(teacher)),
+                };
+                if let Some(row) = row {
+                    match self.telling(&path, head, digests)? {
                         Telling::Later => return Ok(batch.end()),
                         Telling::Nothing => {}
                         Telling::Alike(alike) => self.add_alike(&mut batch, alike)?,

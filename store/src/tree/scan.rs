@@ -116,7 +116,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn begin_scan_below(&self, top: &TreePath) -> Scan<V> {
         Scan {
             stack: vec![top.clone()],
-            in_doubt: self.directories_in_doubt(),
+            in_doubt: BTreeSet::new(),
             stats: ScanStats::default(),
             root: None,
             ahead: BTreeMap::new(),
@@ -168,7 +168,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         // What pairs for the first time is read ahead, and may not change until it is judged.
         let entries = if self.index.meta().paired { entries } else { u64::MAX };
-        scan.in_doubt = self.directories_in_doubt();
         if let Err(error) = self.walk_on(&mut scan, entries) {
             self.scan_due = true;
             return Err(error);
@@ -205,6 +204,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if *scan.root.get_or_insert_with(|| self.identity.clone()) != self.identity {
             scan.ahead.clear();
         }
+        scan.in_doubt = self.directories_in_doubt();
         let enough = scan.stats.entries.saturating_add(entries);
         while scan.stats.entries < enough
             && let Some(dir) = scan.stack.pop()
