@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use crate::watch::Fact;
 mod command;
 pub mod facts;
 mod hook;
+mod inbox;
 mod look;
 mod open;
 mod push;
@@ -41,6 +42,7 @@ pub use open::OpenError;
 pub use push::{Applied, PlanOf, PushAsk, PushPlace, PushProgress};
 pub use waiters::{Outstanding, WaitHandle};
 
+use inbox::Inbox;
 use waiters::Waiters;
 
 /// The tree that an agent keeps.
@@ -263,7 +265,7 @@ impl Owner {
             paused: pause_file(&setup).exists(),
             setup,
             inbox: inbox.clone(),
-            events,
+            events: Inbox::new(events),
             status: Arc::clone(&status),
             later: Vec::new(),
             exchange: Exchange::new(Box::new(random)),
@@ -297,7 +299,7 @@ fn pause_file(setup: &TreeSetup) -> PathBuf {
 struct Keeper {
     setup: TreeSetup,
     inbox: Sender<Event>,
-    events: Receiver<Event>,
+    events: Inbox,
     status: Arc<Mutex<TreeStatus>>,
     /// What came in during the first scan and waits for its end: sessions' windows bound what they send.
     later: Vec<Event>,
@@ -408,7 +410,7 @@ impl Keeper {
             if left.is_zero() {
                 return;
             }
-            match self.events.recv_timeout(left) {
+            match self.events.next_within(left) {
                 Ok(event) => self.take_while_closed(event),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => self.stop = true,
@@ -537,20 +539,20 @@ impl Running<'_> {
     /// The next event that is there; before the owner rests, everything is durable.
     fn next_event(&mut self, pause: Duration) -> Result<Result<Event, RecvTimeoutError>, TreeError> {
         if self.behind {
-            if let Ok(event) = self.keeper.events.try_recv() {
+            if let Some(event) = self.keeper.events.try_next() {
                 return Ok(Ok(event));
             }
             self.advance()?;
         }
-        Ok(self.keeper.events.recv_timeout(pause))
+        Ok(self.keeper.events.next_within(pause))
     }
 
     /// Waits for something to do, then takes what is there.
     fn wait(&mut self) -> Result<(), TreeError> {
         let due_soon = self.tree.next_retry().is_some() || !self.is_quiet();
-        // A copy within this disk goes on at once, and gives way to whatever came meanwhile; in a paused tree
-        // nothing goes on.
-        let goes_on = self.tree.rescan().is_some() || self.tree.is_copying() && !self.keeper.paused;
+        // A copy within this disk and a journal go on at once, and give way to whatever came meanwhile; in a paused
+        // tree nothing goes on.
+        let goes_on = self.tree.rescan().is_some() || self.tree.goes_on() && !self.keeper.paused;
         let pause = match (goes_on, self.looks.again_after(Instant::now())) {
             (true, _) => Duration::ZERO,
             (false, Some(pause)) => pause,
@@ -560,7 +562,10 @@ impl Running<'_> {
         let mut next = match self.next_event(pause)? {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Timeout) => {
-                self.tree.commit_all()?;
+                // Whoever goes on does not rest.
+                if !goes_on {
+                    self.tree.commit_all()?;
+                }
                 None
             }
             Err(RecvTimeoutError::Disconnected) => {
@@ -582,7 +587,7 @@ impl Running<'_> {
             taken += 1;
             let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH;
             let awaited = (reads && began.elapsed() < READ_ON_MAX).then_some(READ_ON);
-            next = take_next(&self.keeper.events, enough, awaited);
+            next = self.keeper.events.next(enough, awaited);
         }
         self.bulk = merged >= MERGED_ENOUGH;
         if self.root_checked.elapsed() >= ROOT_CHECK {
@@ -702,29 +707,5 @@ impl Running<'_> {
             (false, None) => Phase::Watching,
         };
         Ok(())
-    }
-}
-
-/// The next thing in a channel, awaited for so long. What comes after enough stays there: what is received may not be
-/// dropped.
-fn take_next<T>(channel: &Receiver<T>, enough: bool, awaited: Option<Duration>) -> Option<T> {
-    match (enough, awaited) {
-        (true, _) => None,
-        (false, Some(awaited)) => channel.recv_timeout(awaited).ok(),
-        (false, None) => channel.try_recv().ok(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_comes_after_enough_was_taken_stays_in_the_channel() {
-        let (inbox, events) = mpsc::channel();
-        inbox.send(1).unwrap();
-        assert_eq!(take_next(&events, true, Some(READ_ON)), None);
-        assert_eq!(take_next(&events, false, None), Some(1));
-        assert_eq!(take_next(&events, false, None), None);
     }
 }

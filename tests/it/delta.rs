@@ -31,7 +31,7 @@ fn manifest(a: &mut ModelNode, want: &Want) -> Vec<u8> {
             assert!(last);
             return answer;
         }
-        assert!(from.is_copying(), "somebody cuts it");
+        assert!(from.goes_on(), "somebody cuts it");
         from.apply().unwrap();
     }
 }

@@ -181,7 +181,7 @@ fn a_small_content_is_found_wherever_it_is() {
         tree.seek(hash);
     }
     let before = tree.arrivals();
-    while tree.is_copying() {
+    while tree.goes_on() {
         assert!(tree.apply().unwrap().is_empty());
     }
     assert_eq!(tree.arrivals(), before + 2, "whoever waits for them is to ask again");

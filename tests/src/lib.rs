@@ -59,7 +59,7 @@ pub fn fetch<V: Vfs, K: Kv>(from: &mut Tree<V, K>, to: &mut Tree<V, K>) -> Resul
     loop {
         let wants: Vec<Want> = to.apply()?;
         to.commit()?;
-        if wants.is_empty() && !to.is_copying() {
+        if wants.is_empty() && !to.goes_on() {
             return Ok(moved);
         }
         moved = true;

@@ -12,7 +12,7 @@ use pleach_store::root::RootError;
 use pleach_store::tree::{ScanStats, TreeError};
 
 use super::facts::{look_at_dir, take_facts};
-use super::{BUSY, EVENTS_MAX, Event, READ_ON_MAX, READ_ON_SCANNING, Running, WatchNews, take_next};
+use super::{BUSY, EVENTS_MAX, Event, READ_ON_MAX, READ_ON_SCANNING, Running, WatchNews};
 use crate::config::{OpenFiles, TreeConfig};
 use crate::exchange::may_go_before_scan;
 use crate::machine::lock;
@@ -132,7 +132,7 @@ impl Running<'_> {
     fn answer_while_scanning(&mut self, at_most: Duration) -> Result<(), TreeError> {
         let (began, mut taken, mut awaited) = (Instant::now(), 0, None);
         while taken < EVENTS_MAX && began.elapsed() < at_most {
-            let Some(event) = take_next(&self.keeper.events, false, awaited) else { return Ok(()) };
+            let Some(event) = self.keeper.events.next(false, awaited) else { return Ok(()) };
             let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
             (taken, awaited) = (taken + 1, reads.then_some(READ_ON_SCANNING));
             match event {

@@ -120,6 +120,8 @@ pub(super) struct Applier<V: Vfs> {
     still_calls: u32,
     /// Bytes that this call may still copy on this disk.
     pub(super) copy_left: u64,
+    /// The journal goes on behind what the last call read, and there is room for it.
+    pub(super) reads_on: bool,
     /// Since when staged contents wait for others.
     held_since: Option<Time>,
     /// Opened before the batch's first write (LINUX.md §11).
@@ -143,6 +145,7 @@ impl<V: Vfs> Applier<V> {
             journal_grew: None,
             still_calls: 0,
             copy_left: 0,
+            reads_on: false,
             held_since: None,
             sync: None,
         }
@@ -246,6 +249,12 @@ impl<V: Vfs> Applier<V> {
         }
     }
 
+    /// Whether more of the journal may be taken up.
+    fn has_room(&self) -> bool {
+        let deferred = self.deferred();
+        deferred < DEFERRED_MAX && self.window.len() < self.window_paths + deferred
+    }
+
     fn deferred(&self) -> usize {
         self.window.values().filter(|work| work.removal == Removal::Deferred).count()
     }
@@ -303,6 +312,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether nothing new was announced for a while.
     fn is_journal_still(&mut self) -> bool {
         let (now, head) = (self.now(), self.index.meta().head);
+        if std::mem::take(&mut self.apply.reads_on) {
+            self.apply.still_calls = 0;
+        }
         if head != self.apply.position_before {
             (self.apply.position_before, self.apply.journal_grew, self.apply.still_calls) = (head, Some(now), 0);
             return false;
@@ -319,7 +331,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.take_up(&path, seq);
             }
             self.retry_stuck()?;
-            self.fill_window()?;
+            let read = self.fill_window()?;
             if self.apply.window.is_empty() {
                 return Ok(());
             }
@@ -328,6 +340,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.copy_all_on()?;
             let ops = self.plan_window(&place, wants)?;
             if ops.is_empty() && !self.apply.grown {
+                // All of it is as it is to be: others get their turn, then the journal is read on.
+                self.apply.reads_on = read && self.apply.has_room() && self.apply.position < self.index.meta().head;
+                if self.apply.reads_on {
+                    return Ok(());
+                }
                 if self.release_removals(still) {
                     continue;
                 }
@@ -355,19 +372,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         any
     }
 
-    fn fill_window(&mut self) -> Result<(), TreeError> {
-        let deferred = self.apply.deferred();
-        if deferred >= DEFERRED_MAX {
-            return Ok(());
-        }
+    /// Reads the journal on as long as there is room; says whether it did.
+    fn fill_window(&mut self) -> Result<bool, TreeError> {
+        let before = self.apply.position;
         // A look that finds nothing costs a flush of the store, too (ARCHITECTURE.md, sled).
-        while self.apply.window.len() < self.apply.window_paths + deferred
-            && self.apply.position < self.index.meta().head
-        {
+        while self.apply.has_room() && self.apply.position < self.index.meta().head {
             let rows = self.index.journal(self.apply.position, self.apply.window_paths)?;
             let Some((last, _)) = rows.last() else {
                 self.apply.position = self.index.meta().head;
-                return Ok(());
+                break;
             };
             self.apply.position = *last;
             for (seq, path) in rows {
@@ -376,7 +389,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
             }
         }
-        Ok(())
+        Ok(self.apply.position > before)
     }
 
     fn retry_stuck(&mut self) -> Result<(), TreeError> {

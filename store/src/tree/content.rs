@@ -328,10 +328,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         paths.iter().try_for_each(|path| self.copy_on(path))
     }
 
-    /// Whether a local copy goes on at the next call of the applier.
-    pub fn is_copying(&self) -> bool {
+    /// Whether the next call of the applier has something to do although nothing came: a copy within this disk goes on, or
+    /// the journal does.
+    pub fn goes_on(&self) -> bool {
         let copies = |w: &Work<V>| matches!(&w.progress, Progress::Building(b) if b.local.is_some());
-        self.manifests.is_cutting()
+        self.apply.reads_on
+            || self.manifests.is_cutting()
             || self.is_listing()
             || self.is_seeking()
             || self.is_releasing()

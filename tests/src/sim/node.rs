@@ -171,7 +171,7 @@ impl SimNode {
 
     pub(super) fn is_quiet(&self) -> bool {
         let calm = |tree: &ModelTree| tree.problems().values().all(|why| self.stands(why));
-        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && !t.is_copying() && calm(t))
+        self.model.tree.as_ref().is_some_and(|t| t.is_quiet() && !t.goes_on() && calm(t))
             && self.exchange.all_applied()
             && !self.exchange.is_asking()
     }
