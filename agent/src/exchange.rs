@@ -510,7 +510,9 @@ impl<T: Tell> Exchange<T> {
             }
             Output::Missing { want, reason, .. } => self.missing(tree, (peer, want), &reason)?,
             Output::PeerMerged { seq, .. } => {
-                if let Some(stream) = self.peers.get_mut(&peer).filter(|_| seq >= tree.head()) {
+                // What it has still to tell may make rows of ours others, of which it need not hear.
+                let done = |stream: &&mut Stream<T>| seq >= tree.head() && stream.to_apply.is_empty();
+                if let Some(stream) = self.peers.get_mut(&peer).filter(done) {
                     stream.digests.forget();
                 }
                 tree.peer_merged(peer, seq)?;

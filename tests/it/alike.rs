@@ -63,10 +63,15 @@ fn told(a: &mut ModelNode, b: &mut ModelNode, after: u64, digests: &mut Digests)
     tree(a).read_rows(after, usize::MAX, place, digests).unwrap()
 }
 
-/// B takes it in.
+/// B takes it in; what A said of its own directories is of another session.
 fn take(a: &mut ModelNode, b: &mut ModelNode, told: Rows) -> bool {
+    take_from(a, &mut Digests::default(), b, told)
+}
+
+/// B, to which A said what its directories come to, takes it in.
+fn take_from(a: &mut ModelNode, of_a: &mut Digests, b: &mut ModelNode, told: Rows) -> bool {
     let from = (a.id, tree(a).life());
-    let alike = |alike: &Alike| tree(b).merge_alike(from, alike, Vec::new()).unwrap();
+    let alike = |alike: &Alike| tree(b).merge_alike(from, alike, Vec::new(), of_a).unwrap();
     let taken = told.alike.iter().all(alike);
     if taken {
         tree(b).merge(from, told.rows, told.names, told.upto).unwrap();
@@ -110,12 +115,48 @@ fn both_at_once_come_to_the_same_without_rows() {
     let (of_a_heard, of_b_heard) = (to_b.upto, to_a.upto);
     assert!(take(&mut a, &mut b, to_b) && take(&mut b, &mut a, to_a));
     assert_eq!(entries(&mut a), entries(&mut b));
-    // Each tells the other what it learned meanwhile, for it cannot know that the other has it.
+    // In another session each tells the other what it learned meanwhile, for it cannot know that the other has it.
     let (to_b, to_a) = (told(&mut a, &mut b, of_a_heard, &mut of_b), told(&mut b, &mut a, of_b_heard, &mut of_a));
     assert_eq!((to_b.rows.len(), to_a.rows.len()), (0, 0));
     let heads = (tree(&mut a).head(), tree(&mut b).head());
     assert!(take(&mut a, &mut b, to_b) && take(&mut b, &mut a, to_a));
     assert_eq!((tree(&mut a).head(), tree(&mut b).head()), heads, "there is nothing new in it");
+}
+
+#[test]
+fn what_both_told_is_not_told_again() {
+    let (mut a, mut b) = equal();
+    let (mut of_a, mut of_b) = (digests(&mut a), digests(&mut b));
+    let (to_b, to_a) = (told(&mut a, &mut b, 0, &mut of_b), told(&mut b, &mut a, 0, &mut of_a));
+    let (of_a_heard, of_b_heard) = (to_b.upto, to_a.upto);
+    assert!(take_from(&mut a, &mut of_a, &mut b, to_b) && take_from(&mut b, &mut of_b, &mut a, to_a));
+    let heads = (tree(&mut a).head(), tree(&mut b).head());
+    for (rows, head) in
+        [(told(&mut a, &mut b, of_a_heard, &mut of_b), heads.0), (told(&mut b, &mut a, of_b_heard, &mut of_a), heads.1)]
+    {
+        assert_eq!((rows.rows.len(), rows.alike.len(), rows.upto), (0, 0, head));
+    }
+    assert_eq!(entries(&mut a), entries(&mut b));
+    // The applier has nothing to write.
+    rest(&mut a, &mut b);
+    assert_eq!((tree(&mut a).head(), tree(&mut b).head()), heads);
+    // What changes from now on is told.
+    a.disk.user().write("d1/f3", "edited").unwrap();
+    tree(&mut a).scan().unwrap();
+    tree(&mut a).commit().unwrap();
+    let to_b = told(&mut a, &mut b, heads.0, &mut of_b);
+    assert_eq!((to_b.rows.len(), to_b.alike.len()), (1, 0));
+}
+
+#[test]
+fn where_one_was_told_less_all_is_told_again() {
+    let (mut a, mut b) = equal();
+    let (mut of_a, mut of_b) = (digests(&mut a), digests(&mut b));
+    let to_a = told(&mut b, &mut a, 0, &mut of_a);
+    // A has told nothing yet.
+    assert!(take_from(&mut b, &mut of_b, &mut a, to_a));
+    let to_b = told(&mut a, &mut b, 0, &mut of_b);
+    assert_eq!((to_b.rows.len(), to_b.alike.len()), (0, DIRS + 1));
 }
 
 #[test]
@@ -144,11 +185,11 @@ fn what_changed_since_it_was_told_is_not_taken_for_what_it_was() {
     let before = entries(&mut b);
     let changed = to_b.alike.iter().find(|alike| alike.dir == path("d2")).unwrap().clone();
     let from = (a.id, tree(&mut a).life());
-    assert!(!tree(&mut b).merge_alike(from, &changed, Vec::new()).unwrap());
+    assert!(!tree(&mut b).merge_alike(from, &changed, Vec::new(), &mut Digests::default()).unwrap());
     let fewer = Alike { dir: path("d1"), dots: vec![changed.dots[0].clone()], ..to_b.alike[2].clone() };
     let unknown = Alike { dir: path("nowhere"), ..changed };
     for wrong in [fewer, unknown] {
-        assert!(!tree(&mut b).merge_alike(from, &wrong, Vec::new()).unwrap(), "{wrong:?}");
+        assert!(!tree(&mut b).merge_alike(from, &wrong, Vec::new(), &mut Digests::default()).unwrap(), "{wrong:?}");
     }
     assert_eq!(entries(&mut b), before);
     // All of it as rows, as the next session tells it.
@@ -206,7 +247,7 @@ fn a_directory_of_which_part_is_not_durable_waits() {
     let mut of_a = digests(&mut a);
     let to_a = told(&mut b, &mut a, 0, &mut of_a);
     for alike in &to_a.alike {
-        assert!(tree(&mut a).merge_alike(from, alike, Vec::new()).unwrap());
+        assert!(tree(&mut a).merge_alike(from, alike, Vec::new(), &mut Digests::default()).unwrap());
     }
     let to_b = told(&mut a, &mut b, 0, &mut of_b);
     assert_eq!((to_b.rows.len(), to_b.alike.len(), to_b.upto), (0, 0, 0));

@@ -38,7 +38,7 @@ impl Digested {
         self.nothing_there = last && self.theirs.is_empty();
     }
 
-    /// The peer was told all that there is: what it said is of no more use.
+    /// The peer was told all that there is, and told all that it has: what it said is of no more use.
     pub(super) fn forget(&mut self) {
         self.theirs = Digests::default();
     }
@@ -67,7 +67,7 @@ impl<T: Tell> Exchange<T> {
         names: Vec<(Actor, String)>,
     ) -> Result<(), TreeError> {
         let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
-        if tree.merge_alike((peer, stream.life), alike, names)? {
+        if tree.merge_alike((peer, stream.life), alike, names, &mut stream.digests.theirs)? {
             self.received += alike.dots.len() as u64;
             return Ok(());
         }

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use pleach_protocol::alike::{ALIKE_DOTS_MAX, ALIKE_PATHS_MAX, Alike, DIGESTS_MAX, DirDigest, found, under};
 use pleach_protocol::codec;
 use pleach_protocol::path::TreePath;
-use pleach_protocol::session::Announcement;
 use pleach_protocol::version::{Actor, Dot, NodeId};
 
 use super::exchange::Life;
@@ -38,6 +37,15 @@ impl Digests {
     pub(super) fn have_told(&self, path: &TreePath, seq: u64) -> bool {
         let dir = || dir_id(&path.parent().unwrap_or_default());
         !self.is_empty() && self.dirs.get(&dir()).is_some_and(|(_, told)| seq <= *told)
+    }
+
+    /// It told of a directory of which it had been told all up to `seq`: it knows both, and so all of it up to `head`.
+    fn learned(&mut self, dir: &TreePath, seq: u64, head: u64) {
+        if let Some((_, told)) = self.dirs.get_mut(&dir_id(dir))
+            && seq <= *told
+        {
+            *told = head;
+        }
     }
 
     /// Whether it said nothing, or nothing that still counts.
@@ -167,7 +175,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// Takes in a directory of a peer's journal whose rows are here, but for their dots; false where they are not, and must
-    /// be told. Durable with the batch that follows.
+    /// be told. Durable with the batch that follows. `digests` are what the peer said: in this session it is not told again
+    /// of what comes of its dots and of ours. (No row notes that for later: a peer that was put back may have lost ours.)
     ///
     /// # Errors
     /// The store's.
@@ -176,19 +185,30 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         (peer, life): (NodeId, Life),
         alike: &Alike,
         names: Vec<(Actor, String)>,
+        digests: &mut Digests,
     ) -> Result<bool, TreeError> {
         let Some(rows) = self.known_in(&alike.dir)? else { return Ok(false) };
         let ours = summarize(&rows);
         if ours.digest != alike.digest || ours.dots.is_none() || rows.len() != alike.dots.len() {
             return Ok(false);
         }
-        let theirs = rows
-            .into_iter()
-            .zip(&alike.dots)
-            .map(|((path, row), dots)| Some(Announcement { path, entry: under(&row.entry, dots)?, content: None }));
-        let Some(theirs) = theirs.collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let merged = rows.into_iter().zip(&alike.dots).map(|((path, row), dots)| {
+            let theirs = under(&row.entry, dots)?;
+            let merged = row.entry.merge(&theirs);
+            let changed = (merged != row.entry).then(|| (merged == theirs, EntryRow { entry: merged, ..row }));
+            Some((path, changed))
+        });
+        let Some(merged) = merged.collect::<Option<Vec<_>>>() else { return Ok(false) };
         self.take_names(names)?;
-        self.merge_rows((peer, life), theirs)?;
+        let teacher = self.teacher((peer, life.incarnation));
+        for (path, changed) in merged {
+            let Some((theirs, mut row)) = changed else { continue };
+            self.count_as_shown(&path, &mut row);
+            self.settle(&path, &mut row)?;
+            self.index.announce(&path, row, theirs.then_some(teacher))?;
+            self.index.commit_if_large()?;
+        }
+        digests.learned(&alike.dir, ours.seq, self.index.meta().head);
         Ok(true)
     }
 }

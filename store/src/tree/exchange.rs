@@ -254,11 +254,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(())
     }
 
-    pub(super) fn merge_rows(
-        &mut self,
-        (peer, life): (NodeId, Life),
-        rows: Vec<Announcement>,
-    ) -> Result<(), TreeError> {
+    fn merge_rows(&mut self, (peer, life): (NodeId, Life), rows: Vec<Announcement>) -> Result<(), TreeError> {
         let told = self.index.cursor(peer)?.unwrap_or_default().peer_merged;
         let teacher = self.teacher((peer, life.incarnation));
         for Announcement { path, entry, content } in rows {

@@ -52,10 +52,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.options.ignore.ignored(path, is_dir) {
             return Ok((Plan::Done, row));
         }
-        let settled = |row: &EntryRow, view: Option<&State>| {
-            agrees(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), view)
-        };
-        if settled(&row, view.as_ref()) {
+        if is_settled(&row, view.as_ref()) {
             self.take_context(path, &mut row);
             return Ok((Plan::Done, row));
         }
@@ -83,7 +80,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 row.shown = Some(there);
             }
         }
-        if settled(&row, view.as_ref()) {
+        if is_settled(&row, view.as_ref()) {
             self.take_context(path, &mut row);
             return Ok((Plan::Done, row));
         }
@@ -93,13 +90,22 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// The disk shows the view already: Shown takes the entry's context.
     fn take_context(&mut self, path: &TreePath, row: &mut EntryRow) {
-        let context = &row.entry.context;
-        let shown = row.shown.get_or_insert_default();
-        if shown.shown.context != *context {
-            shown.shown.context = context.clone();
-            row.pairing = Pairing::No;
+        if show_context(row) {
             self.index.put_row_later(path, row);
         }
+    }
+
+    /// The same for a row that is about to be written, where the applier would come to nothing else.
+    pub(super) fn settle(&self, path: &TreePath, row: &mut EntryRow) -> Result<(), TreeError> {
+        if self.sends_only() || !self.index.meta().paired {
+            return Ok(());
+        }
+        let view = self.index.view(path, row)?;
+        let is_dir = view.as_ref().is_some_and(|v| v.value == Value::Dir);
+        if !self.options.ignore.ignored(path, is_dir) && is_settled(row, view.as_ref()) {
+            show_context(row);
+        }
+        Ok(())
     }
 
     /// A tree that only sends applies nothing.
@@ -231,4 +237,21 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         })
     }
+}
+
+/// Whether the disk shows what a path is to show.
+fn is_settled(row: &EntryRow, view: Option<&State>) -> bool {
+    agrees(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), view)
+}
+
+/// What is shown is all that is known of a path; says whether that is new.
+fn show_context(row: &mut EntryRow) -> bool {
+    let context = &row.entry.context;
+    let shown = row.shown.get_or_insert_default();
+    let new = shown.shown.context != *context;
+    if new {
+        shown.shown.context.clone_from(context);
+        row.pairing = Pairing::No;
+    }
+    new
 }
