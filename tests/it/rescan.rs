@@ -108,3 +108,21 @@ fn what_is_lost_during_a_rescan_makes_another_due() {
     let entry = tree(&mut a).entry(&path("d00/f1")).unwrap().unwrap();
     assert!(matches!(pleach_protocol::view::own(&entry), Some(pleach_protocol::entry::Value::File { size: 5, .. })));
 }
+
+#[test]
+fn what_a_scan_found_is_passed_over_without_waiting_for_an_event() {
+    let (mut a, _) = pair();
+    for file in 0..2_000 {
+        a.disk.user().write(format!("f{file}"), "content").unwrap();
+    }
+    let tree = a.tree.as_mut().unwrap();
+    tree.scan().unwrap();
+    let calls = (1..100).find(|_| {
+        assert!(tree.apply().unwrap().is_empty());
+        !tree.goes_on()
+    });
+    tree.commit().unwrap();
+    // Not all in one call: whoever asks for something does not wait that long.
+    assert!(calls.is_some_and(|calls| calls > 2), "{calls:?}");
+    assert_eq!(tree.applied(), tree.head());
+}
