@@ -294,6 +294,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// [`TreeError`]; what fails on one path is a problem of that path.
     pub fn apply(&mut self) -> Result<Vec<Want>, TreeError> {
+        // Where nothing is applied, nothing goes on.
+        if std::mem::take(&mut self.apply.reads_on) {
+            self.apply.still_calls = 0;
+        }
         if !self.index.meta().paired {
             return Ok(Vec::new());
         }
@@ -312,9 +316,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether nothing new was announced for a while.
     fn is_journal_still(&mut self) -> bool {
         let (now, head) = (self.now(), self.index.meta().head);
-        if std::mem::take(&mut self.apply.reads_on) {
-            self.apply.still_calls = 0;
-        }
         if head != self.apply.position_before {
             (self.apply.position_before, self.apply.journal_grew, self.apply.still_calls) = (head, Some(now), 0);
             return false;
@@ -331,7 +332,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.take_up(&path, seq);
             }
             self.retry_stuck()?;
-            let read = self.fill_window()?;
+            self.fill_window()?;
             if self.apply.window.is_empty() {
                 return Ok(());
             }
@@ -341,7 +342,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let ops = self.plan_window(&place, wants)?;
             if ops.is_empty() && !self.apply.grown {
                 // All of it is as it is to be: others get their turn, then the journal is read on.
-                self.apply.reads_on = read && self.apply.has_room() && self.apply.position < self.index.meta().head;
+                self.apply.reads_on = self.apply.has_room() && self.apply.position < self.index.meta().head;
                 if self.apply.reads_on {
                     return Ok(());
                 }
@@ -372,15 +373,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         any
     }
 
-    /// Reads the journal on as long as there is room; says whether it did.
-    fn fill_window(&mut self) -> Result<bool, TreeError> {
-        let before = self.apply.position;
+    /// Reads the journal on as long as there is room.
+    fn fill_window(&mut self) -> Result<(), TreeError> {
         // A look that finds nothing costs a flush of the store, too (ARCHITECTURE.md, sled).
         while self.apply.has_room() && self.apply.position < self.index.meta().head {
             let rows = self.index.journal(self.apply.position, self.apply.window_paths)?;
             let Some((last, _)) = rows.last() else {
                 self.apply.position = self.index.meta().head;
-                break;
+                return Ok(());
             };
             self.apply.position = *last;
             for (seq, path) in rows {
@@ -389,7 +389,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
             }
         }
-        Ok(self.apply.position > before)
+        Ok(())
     }
 
     fn retry_stuck(&mut self) -> Result<(), TreeError> {
