@@ -248,9 +248,18 @@ impl World {
         if what != 0 {
             // What was deleted since, and forgotten by all, may return (DESIGN.md §3).
             self.rest.returned_by_store(&snapshot.known);
+            self.find_all(n, there.into_keys());
         }
         self.nodes[n].owe_what_is_there();
         self.reopen(n)
+    }
+
+    /// A node without the store that knew what its disk has: where it only receives, nobody hears of that.
+    fn find_all(&mut self, n: usize, there: impl Iterator<Item = Vec<u8>>) {
+        if self.ways.of(n) == Direction::Receive {
+            self.lose_disk(n);
+        }
+        self.ways.found(n, there);
     }
 
     fn unmount(&mut self, n: usize) {
@@ -371,7 +380,7 @@ impl World {
                         // What others deleted is still there, and is told anew.
                         self.rest.touch_differing(&there);
                     }
-                    self.ways.found(n, there.into_keys());
+                    self.find_all(n, there.into_keys());
                 }
                 self.say(format!("n{n} is open again"));
                 self.nodes[n].check_contents_kept(false)

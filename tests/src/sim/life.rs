@@ -56,6 +56,12 @@ pub(super) fn releases(seed: u64, n: usize) -> Vec<String> {
 /// What is at a path; none where nothing is.
 type Fact = Option<(Kind, Vec<u8>)>;
 
+/// Contents may be long: they begin each in their own way.
+fn written(fact: &Fact) -> String {
+    let Some((kind, content)) = fact else { return "nothing".to_owned() };
+    format!("{kind:?} '{}'", String::from_utf8_lossy(&content[..content.len().min(40)]))
+}
+
 /// What a wait confirmed, or is to.
 #[derive(Debug)]
 pub(super) struct Promise {
@@ -105,7 +111,7 @@ impl World {
         self.after_work(n, outcome)
     }
 
-    /// What only a node's disk had may be gone.
+    /// What only a node's disk had may be gone, or stay there alone.
     pub(super) fn lose_disk(&mut self, n: usize) {
         self.rest.forget_unshared(n, self.nodes.len());
         for promise in &mut self.promises {
@@ -272,9 +278,8 @@ impl World {
                     let hidden = fact.is_some() && !is_dir(fact) && is_dir(&there) && self.rest.is_found_dir(path);
                     if there != *fact && !hidden {
                         let (path, node, wait) = (String::from_utf8_lossy(path), promise.node, promise.wait);
-                        return Err(format!(
-                            "n{node} was told in wait {wait} that '{path}' is {fact:?}; n{n}: {there:?}"
-                        ));
+                        let (fact, there) = (written(fact), written(&there));
+                        return Err(format!("n{node} was told in wait {wait} that '{path}' is {fact}; n{n}: {there}"));
                     }
                 }
             }
