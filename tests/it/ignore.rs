@@ -1,7 +1,8 @@
 //! Ignore rules that change. Each of these was found by the simulation.
 
+use pleach_protocol::path::TreePath;
 use pleach_store::vfs::model::{FaultRule, OpKind};
-use pleach_tests::model::{ModelNode, pair, rest, settle};
+use pleach_tests::model::{ModelNode, hear_of, pair, rest, settle};
 
 /// Found by seeds 293, 1333, 4613, 6213 and 7093: what is beneath a directory was passed while that was ignored, and is looked for in a file that
 /// stands there.
@@ -40,4 +41,26 @@ fn what_is_listed_against_a_path_is_over_when_it_is_ignored() {
         a.disk.advance(400_000_000_000);
     }
     assert_eq!(a.tree.as_ref().unwrap().problems().len(), 0);
+}
+
+/// Found by seed 761793: rules held between two scans alone, and the applier passed what a peer had made meanwhile.
+#[test]
+fn what_was_passed_while_it_was_ignored_is_applied_once_it_is_not() {
+    let (mut a, mut b) = pair();
+    a.disk.user().mkdir_all("d").unwrap();
+    a.disk.user().write("d/k", "1").unwrap();
+    rest(&mut a, &mut b);
+    // As an event does; the scan that is due comes later.
+    let read_rules = |b: &mut ModelNode| b.tree.as_mut().unwrap().scan_children(&TreePath::ROOT).unwrap();
+    b.disk.user().write(".pleachignore", "k\n").unwrap();
+    read_rules(&mut b);
+    a.disk.advance(1_000_000_000);
+    a.disk.user().write("d/k", "2").unwrap();
+    a.tree.as_mut().unwrap().scan().unwrap();
+    hear_of(&a, &mut b, &["d/k"]);
+    assert_eq!(b.disk.user().read("d/k").unwrap(), b"1");
+    b.disk.user().remove(".pleachignore").unwrap();
+    read_rules(&mut b);
+    rest(&mut a, &mut b);
+    assert_eq!(b.disk.user().read("d/k").unwrap(), b"2");
 }

@@ -66,6 +66,25 @@ fn bytes_that_the_power_let_through_without_their_time_are_seen_once_somebody_sa
     run(620_974, false).unwrap();
 }
 
+/// Found by seed 760354: a store that was put back found its disk's files as if they were new, and its node turned to one that only
+/// receives. They are its users' from then on, and the checker took them for what a peer had replaced.
+#[test]
+fn what_a_store_that_went_back_finds_stays_where_its_node_only_receives() {
+    run(760_354, false).unwrap();
+}
+
+/// Found by seed 760629: one node was wiped, and the other, which only receives, lost its store. It tells nobody what it shows.
+#[test]
+fn what_a_receiver_without_its_store_shows_is_told_to_nobody() {
+    run(760_629, false).unwrap();
+}
+
+/// Found by seed 761793: ignore rules held between two scans alone, and what the applier passed meanwhile was never applied.
+#[test]
+fn rules_that_held_for_a_moment_keep_nothing_back() {
+    run(761_793, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -50,6 +50,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut view = self.index.view(path, &row)?;
         let is_dir = view.as_ref().is_some_and(|v| v.value == Value::Dir);
         if self.options.ignore.ignored(path, is_dir) {
+            if row.shown.is_some() {
+                // The rules may be others again before a scan comes by: it would take what is here for what is to be.
+                row = self.forget_shown(path, row)?;
+            }
             return Ok((Plan::Done, row));
         }
         if is_settled(&row, view.as_ref()) {

@@ -373,13 +373,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// A path became ignored: what was shown there, and beneath it, is forgotten, so that it pairs
     /// if it ever leaves the list, and nothing is deleted anywhere (DESIGN.md §2).
-    fn forget_shown(&mut self, path: &TreePath, mut row: EntryRow) -> Result<(), TreeError> {
+    pub(super) fn forget_shown(&mut self, path: &TreePath, mut row: EntryRow) -> Result<EntryRow, TreeError> {
         self.note_content(path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
         row.shown = None;
         row.pairing = Pairing::ByTime;
         self.index.put_row(path, &row);
         self.clear_local(path);
-        self.forget_shown_beneath(path)
+        self.forget_shown_beneath(path)?;
+        Ok(row)
     }
 
     fn forget_shown_beneath(&mut self, path: &TreePath) -> Result<(), TreeError> {
