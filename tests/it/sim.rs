@@ -85,6 +85,27 @@ fn rules_that_held_for_a_moment_keep_nothing_back() {
     run(761_793, false).unwrap();
 }
 
+/// Found by seed 777348: a store that was put back showed again what its user had removed, and a wait took it for what is to last;
+/// the deletion had been told before.
+#[test]
+fn what_a_store_that_went_back_shows_again_is_promised_to_nobody() {
+    run(777_348, false).unwrap();
+}
+
+/// Found by seeds 763187 and 775548: a user touched one of a symbolic link's two names.
+#[test]
+fn a_symbolic_link_has_its_times_under_all_its_names() {
+    for seed in [763_187, 775_548] {
+        run(seed, false).unwrap();
+    }
+}
+
+/// Found by seed 781959: the first start failed over a full disk, the disk was unmounted, and a tree began beneath it.
+#[test]
+fn a_disk_that_no_tree_knows_is_not_unmounted() {
+    run(781_959, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -266,7 +266,8 @@ impl World {
         let node = &mut self.nodes[n];
         if node.model.disk.is_mounted() {
             // An approval is for the root that is there, and takes effect at once (CONTRACT.md, `pleach approve`).
-            if node.model.approved {
+            // Where no tree has begun yet, one would on the directory beneath.
+            if node.model.approved || node.model.disk.user().stat(".pleach/root").is_err() {
                 return;
             }
             let lazily = self.random.once_in(2);

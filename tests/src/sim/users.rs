@@ -266,10 +266,10 @@ impl Rest {
     }
 }
 
-/// All names of a file that has several on a node: a change that is applied to one name has its times and mode on all.
+/// All names of a file or a link that has several on a node: a change that is applied to one name has its times and mode on all.
 pub(super) fn all_names(user: &ModelUser, path: &str) -> Vec<&'static str> {
     let Ok(known) = user.stat(path) else { return Vec::new() };
-    if known.links < 2 || known.kind != Kind::File {
+    if known.links < 2 || known.kind == Kind::Dir {
         return Vec::new();
     }
     let same = |other: &&str| user.stat(other).is_ok_and(|meta| meta.inode == known.inode);
