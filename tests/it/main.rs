@@ -24,3 +24,4 @@ mod tombstones;
 mod troubles;
 mod two_trees;
 mod vault;
+mod window;

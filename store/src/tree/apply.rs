@@ -31,6 +31,8 @@ const STILL_CALLS: u32 = 16;
 /// there or so long has passed.
 const STAGED_ENOUGH: usize = 128;
 const STAGED_WAIT_NANOS: i64 = 30_000_000;
+/// Small contents that are on their way keep so many others not waiting: those come with their rows.
+const COMING_MAX: usize = 2_048;
 /// Inline contents kept for paths that the window has not reached, in bytes.
 const OFFERED_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Rounds of one call: whatever turns in a circle keeps nobody else waiting.
@@ -251,8 +253,12 @@ impl<V: Vfs> Applier<V> {
 
     /// Whether more of the journal may be taken up.
     fn has_room(&self) -> bool {
-        let deferred = self.deferred();
-        deferred < DEFERRED_MAX && self.window.len() < self.window_paths + deferred
+        let (deferred, coming) = (self.deferred(), self.coming());
+        deferred < DEFERRED_MAX && self.window.len() < self.window_paths + deferred + coming.min(COMING_MAX)
+    }
+
+    fn coming(&self) -> usize {
+        self.window.values().filter(|work| matches!(work.progress, Progress::Coming(_))).count()
     }
 
     fn deferred(&self) -> usize {
