@@ -204,3 +204,29 @@ fn a_directory_keeps_its_mode_where_what_is_in_it_is_looked_at_first() {
     assert_eq!((read(&a, "d/e/h").as_deref(), a.disk.user().stat("d/e").unwrap().mode), (Some("h"), 0o700));
     assert_eq!(in_vault(&a, "a file"), 1);
 }
+
+/// Found by seed 824024: a user was faster than whoever takes away what only a follower has.
+#[test]
+fn what_a_user_changes_before_it_goes_is_theirs_where_a_follower_only_receives() {
+    for content in [None, Some("by a user")] {
+        let (mut a, mut b) = (node(1, None, &[("x", "theirs")]), node(2, Some(First::Receive), &[("only", "ours")]));
+        b.direction = Direction::Receive;
+        a.start().unwrap();
+        b.start().unwrap();
+        let tree = b.tree.as_mut().unwrap();
+        tree.follow(Some(First::Receive));
+        tree.scan().unwrap();
+        tree.commit().unwrap();
+        let user = b.disk.user();
+        match content {
+            Some(content) => user.write("only", content).unwrap(),
+            None => user.remove("only").unwrap(),
+        }
+        settle(&mut a, &mut b).unwrap();
+        assert_eq!(read(&b, "only").as_deref(), content);
+        let tree = b.tree.as_ref().unwrap();
+        assert_eq!(tree.local_changes(), u64::from(content.is_some()));
+        let row = tree.index().row(&TreePath::parse(b"only").unwrap()).unwrap();
+        assert_eq!(row.shown.and_then(|shown| shown.shown.state), None, "no peer said so");
+    }
+}

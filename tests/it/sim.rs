@@ -106,6 +106,12 @@ fn a_disk_that_no_tree_knows_is_not_unmounted() {
     run(781_959, false).unwrap();
 }
 
+/// Found by seed 824024: a root that follows (`first`) and only receives kept as told what its user had changed before it went.
+#[test]
+fn what_was_found_is_a_users_once_they_change_it() {
+    run(824_024, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

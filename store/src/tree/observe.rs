@@ -269,11 +269,19 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 return Ok(Observed::Same);
             }
             Observation::Local => {
-                if pairing != Pairing::No && (row.pairing != Pairing::No || entry.is_some()) {
+                // No peer said so: it was found by a root that follows (`first`), and somebody was faster than whoever takes it
+                // away. From now on it is theirs.
+                let found_before = entry.is_none() && old.shown.state.is_some();
+                if found_before || pairing != Pairing::No && (row.pairing != Pairing::No || entry.is_some()) {
+                    self.note_content(path, old.shown.state.as_ref(), None);
                     row.pairing = Pairing::No;
                     row.shown = Some(ShownRow::default());
                     self.index.put_row(path, &row);
                     self.take_up(path, row.seq);
+                }
+                if found_before && found.is_none() {
+                    self.end_local(path)?;
+                    return Ok(Observed::Same);
                 }
                 let state = found.map(|found| found.state.clone());
                 let shown = Shown { state, ..Shown::default() };
