@@ -455,6 +455,10 @@ impl<K: Kernel> Engine<K> {
         covered: bool,
         todo: &mut Vec<Visit>,
     ) -> Result<(), End> {
+        // It is watched by now: those that are made from here on are told.
+        if !K::may_hold_dirs(dir) {
+            return Ok(());
+        }
         let (kernel, pending, ignored) = (&mut self.kernel, &mut self.pending, &self.ignored);
         let (mut listed, mut failed) = (0, None);
         let result = K::list(dir, |name, is_dir| {

@@ -57,6 +57,11 @@ pub trait Kernel {
     /// What the kernel says.
     fn list(dir: &Self::Dir, each: impl FnMut(&[u8], bool) -> ControlFlow<()>) -> io::Result<()>;
 
+    /// Whether a directory may hold directories: false only where the file system says that there are none.
+    fn may_hold_dirs(_dir: &Self::Dir) -> bool {
+        true
+    }
+
     /// Watches an open directory; where it is watched already, the watch that it has.
     ///
     /// # Errors

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use pleach_protocol::path::NAME_BYTES_MAX;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2, statat, statx,
+    AtFlags, FileType, FsWord, Mode, OFlags, RawDir, ResolveFlags, StatxAttributes, StatxFlags, fstat, fstatfs, openat,
+    openat2, statat, statx,
 };
 use rustix::io::Errno;
 
@@ -18,6 +19,9 @@ const _: () = assert!(CHUNK_BYTES_MAX < 4_096 && CHUNK_BYTES_MAX > NAME_BYTES_MA
 
 const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const STEP: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The types of ext2, ext3 and ext4, and of XFS. Source: statfs(2).
+const COUNT_DIRS: [FsWord; 2] = [0xEF53, 0x5846_5342];
 
 /// Which directory a root is, to see that the path still leads to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,12 +146,33 @@ pub(super) fn list(dir: &OwnedFd, mut each: impl FnMut(&[u8], bool) -> ControlFl
     Ok(())
 }
 
+/// Whether there may be directories in a directory. ext4 and XFS count them: each has the directory above among its names, and a
+/// directory that overflows the count says 1 from then on.
+pub(super) fn may_hold_dirs(dir: &OwnedFd) -> bool {
+    let counts = || fstatfs(dir).is_ok_and(|found| COUNT_DIRS.contains(&found.f_type));
+    !(fstat(dir).is_ok_and(|found| found.st_nlink == 2) && counts())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     type Open = fn(&Root, &[u8]) -> Result<OwnedFd, Errno>;
     const WAYS: [Open; 2] = [Root::open_resolved, Root::open_stepwise];
+
+    #[test]
+    fn a_directory_without_directories_says_so_where_that_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let opened = root.open_dir(b"").unwrap();
+        let counts = COUNT_DIRS.contains(&fstatfs(&opened).unwrap().f_type);
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        assert_eq!(may_hold_dirs(&opened), !counts);
+        std::fs::create_dir(dir.path().join("d")).unwrap();
+        assert!(may_hold_dirs(&opened));
+        std::fs::remove_dir(dir.path().join("d")).unwrap();
+        assert_eq!(may_hold_dirs(&opened), !counts);
+    }
 
     #[test]
     fn opens_what_lies_beneath_and_nothing_else() {

@@ -118,8 +118,18 @@ pub(super) fn each<V: Vfs, T: Send, R: Send>(
     items: &mut [T],
     work: impl Fn(&mut Hands<'_, V>, &mut T) -> R + Sync,
 ) -> Vec<R> {
-    let helpers = vfs.threads().min(items.len().div_ceil(PART)).saturating_sub(1);
-    let parts = Mutex::new(items.chunks_mut(PART).enumerate());
+    each_part(PART, (vfs, root), items, work)
+}
+
+/// The same, where a thread takes so many at a time: of what is much work by itself, one.
+pub(super) fn each_part<V: Vfs, T: Send, R: Send>(
+    part: usize,
+    (vfs, root): (&V, &V::Dir),
+    items: &mut [T],
+    work: impl Fn(&mut Hands<'_, V>, &mut T) -> R + Sync,
+) -> Vec<R> {
+    let helpers = vfs.threads().min(items.len().div_ceil(part)).saturating_sub(1);
+    let parts = Mutex::new(items.chunks_mut(part).enumerate());
     let run = || {
         let mut hands = Hands { vfs, root, holder: None };
         let mut done: Vec<(usize, Vec<R>)> = Vec::new();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use ::inotify::{Inotify, WatchDescriptor, WatchMask};
 
 use crate::watch::kernel::{Event, Kernel, Wd};
-use crate::watch::walk::{Identity, Root, fd_path, list};
+use crate::watch::walk::{Identity, Root, fd_path, list, may_hold_dirs};
 
 /// Events held in memory while a walk is under way: the kernel's queue alone is full in 32 ms of a
 /// burst. At most about 40 MB, and only then.
@@ -55,6 +55,10 @@ impl Kernel for Queue {
 
     fn list(dir: &OwnedFd, each: impl FnMut(&[u8], bool) -> ControlFlow<()>) -> io::Result<()> {
         Ok(list(dir, each)?)
+    }
+
+    fn may_hold_dirs(dir: &OwnedFd) -> bool {
+        may_hold_dirs(dir)
     }
 
     fn watch(&self, dir: &OwnedFd, mask: u32) -> io::Result<WatchDescriptor> {

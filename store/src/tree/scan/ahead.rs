@@ -149,7 +149,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let stack = scan.stack.iter().rev().take(AHEAD_MAX).filter(is_due);
         let mut next: Vec<TreePath> =
             std::iter::once(first).chain(stack).take(AHEAD_MAX - scan.ahead.len()).cloned().collect();
-        let looks = hands::each(vfs, root, &mut next, |_, path| look(path));
+        let looks = hands::each_part(1, (vfs, root), &mut next, |_, path| look(path));
         for (path, listed) in next.into_iter().zip(looks) {
             match listed {
                 Some(listed) => drop(scan.ahead.insert(path, listed)),
