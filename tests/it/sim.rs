@@ -112,6 +112,13 @@ fn what_was_found_is_a_users_once_they_change_it() {
     run(824_024, false).unwrap();
 }
 
+/// Found by seed 828231: a store was put back, and its user removed a directory before its node met the peer, who had heard of it
+/// from the newer store. The deletion covers what the older one found alone.
+#[test]
+fn what_is_removed_under_an_older_store_may_return() {
+    run(828_231, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -251,7 +251,7 @@ impl Rest {
         self.touched.iter().any(|(t, by)| *by == n && related(t, path))
     }
 
-    /// A node came back empty.
+    /// A node came back empty, or with an older store.
     pub(super) fn emptied(&mut self, n: usize) {
         self.emptied.insert(n);
     }

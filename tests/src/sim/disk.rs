@@ -248,6 +248,8 @@ impl World {
         if what != 0 {
             // What was deleted since, and forgotten by all, may return (DESIGN.md §3).
             self.rest.returned_by_store(&snapshot.known);
+            // What its users do from here on does not cover what peers know and it does not.
+            self.rest.emptied(n);
             self.find_all(n, there.into_keys());
         }
         self.nodes[n].owe_what_is_there();
