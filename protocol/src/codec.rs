@@ -23,10 +23,17 @@ fn options() -> impl Options {
 /// Encodes a value. Whoever may hold one beyond [`VALUE_BYTES_MAX`] looks at the length: it would
 /// not be decoded.
 #[must_use]
-#[expect(clippy::missing_panics_doc, reason = "bincode fails for sequences of unknown length only; we have none")]
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    encode_behind(&[], value)
+}
+
+/// The same behind other bytes.
+#[must_use]
+#[expect(clippy::missing_panics_doc, reason = "bincode fails for sequences of unknown length only; we have none")]
+pub fn encode_behind<T: Serialize>(head: &[u8], value: &T) -> Vec<u8> {
     // In one pass: bincode's own way to a vector first asks each byte how long it will be.
     let mut bytes = Vec::with_capacity(ENCODED_BYTES);
+    bytes.extend_from_slice(head);
     let written = bincode::DefaultOptions::new().serialize_into(&mut bytes, value);
     written.expect("our types have no sequences of unknown length");
     bytes

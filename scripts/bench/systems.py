@@ -145,8 +145,8 @@ class Pleach(System):
 
     def settle(self, entries=None):
         if entries is not None:
-            machine.until(lambda: all(self.status(i + 1)["entries"] >= entries for i in range(len(self.fars))), 0.05)
-            machine.until(lambda: all(self.status(i)["in_sync"] for i in range(len(self.nodes))), 0.05)
+            machine.until(lambda: all(self.status(i + 1)["entries"] >= entries for i in range(len(self.fars))), 0.2)
+            machine.until(lambda: all(self.status(i)["in_sync"] for i in range(len(self.nodes))), 0.2)
         else:
             self.durable()
 

@@ -179,7 +179,7 @@ impl<K: Kv> Index<K> {
         mut row: EntryRow,
         taught_by: Option<(NodeId, [u8; 16])>,
     ) -> Result<u64> {
-        let before = self.row(path)?;
+        let before = self.shared_row(path)?;
         let was_live = is_live(&before);
         let live = is_live(&row);
         self.note_there(path, &before)?;
@@ -307,7 +307,7 @@ impl<K: Kv> Index<K> {
         // Whether that is a directory of its own does not count: it may cease to be one, and what is made beneath it then
         // is to look like what was made before.
         for dir in path.parents() {
-            let ancestor = view::access_of_dir(&self.row(&dir)?.entry);
+            let ancestor = view::access_of_dir(&self.shared_row(&dir)?.entry);
             if ancestor.is_some() {
                 return Ok(Surroundings { live_beneath, ancestor });
             }

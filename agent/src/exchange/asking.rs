@@ -77,7 +77,7 @@ impl<T: Tell> Exchange<T> {
         want: Want,
         tried: Vec<NodeId>,
     ) -> Result<(), TreeError> {
-        let row = tree.index().row(&want.path)?;
+        let row = tree.index().shared_row(&want.path)?;
         let (taught_by, seq) = (row.taught_by.map(|(peer, _)| peer), row.seq);
         let Some(peer) = self.holder(taught_by, &tried) else {
             let holder = tree.holder_of(&want.path, want.hash)?;

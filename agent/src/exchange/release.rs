@@ -104,7 +104,7 @@ impl<T: Tell> Exchange<T> {
             ONCE_CALM | self.releases.questions
         });
         let peers: Vec<NodeId> = self.names.keys().copied().collect();
-        let teacher = tree.index().row(path)?.taught_by.map(|(peer, _)| peer);
+        let teacher = tree.index().shared_row(path)?.taught_by.map(|(peer, _)| peer);
         let (mut asked, mut told) = (0, true);
         for peer in peers {
             if self.state(peer) != StreamState::Open {

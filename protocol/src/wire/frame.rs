@@ -59,12 +59,10 @@ impl FrameCompressor {
 /// # Errors
 /// [`FrameError::TooLong`].
 pub fn frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let body = codec::encode(message);
+    let mut bytes = codec::encode_behind(&[0; 4], message);
+    let Some((head, body)) = bytes.split_first_chunk_mut::<4>() else { return Err(FrameError::TooLong(0)) };
     let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= FRAME_BYTES_MAX);
-    let length = length.ok_or(FrameError::TooLong(body.len()))?;
-    let mut bytes = Vec::with_capacity(body.len().saturating_add(4));
-    bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&body);
+    *head = length.ok_or(FrameError::TooLong(body.len()))?.to_le_bytes();
     Ok(bytes)
 }
 

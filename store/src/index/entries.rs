@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use pleach_protocol::entry::Entry;
 use pleach_protocol::path::TreePath;
@@ -27,12 +28,12 @@ pub(super) struct EntryRows {
 /// Rows as read, in two generations: what nobody asked for while one filled goes with it.
 #[derive(Debug, Default)]
 struct ReadRows {
-    young: HashMap<Vec<u8>, Option<EntryRow>>,
-    old: HashMap<Vec<u8>, Option<EntryRow>>,
+    young: HashMap<Vec<u8>, Option<Arc<EntryRow>>>,
+    old: HashMap<Vec<u8>, Option<Arc<EntryRow>>>,
 }
 
 impl ReadRows {
-    fn get(&mut self, key: &[u8]) -> Option<&Option<EntryRow>> {
+    fn get(&mut self, key: &[u8]) -> Option<&Option<Arc<EntryRow>>> {
         if !self.young.contains_key(key)
             && let Some((key, row)) = self.old.remove_entry(key)
         {
@@ -41,7 +42,7 @@ impl ReadRows {
         self.young.get(key)
     }
 
-    fn keep(&mut self, key: Vec<u8>, row: Option<EntryRow>) {
+    fn keep(&mut self, key: Vec<u8>, row: Option<Arc<EntryRow>>) {
         self.old.remove(&key);
         if self.young.len() >= READ_MAX {
             self.old = std::mem::take(&mut self.young);
@@ -49,7 +50,7 @@ impl ReadRows {
         self.young.insert(key, row);
     }
 
-    fn remove(&mut self, key: &[u8]) -> Option<Option<EntryRow>> {
+    fn remove(&mut self, key: &[u8]) -> Option<Option<Arc<EntryRow>>> {
         let young = self.young.remove(key);
         let old = self.old.remove(key);
         young.or(old)
@@ -59,9 +60,9 @@ impl ReadRows {
 #[derive(Debug)]
 pub(super) struct Pending {
     /// None where it is deleted.
-    pub(super) row: Option<EntryRow>,
+    pub(super) row: Option<Arc<EntryRow>>,
     /// What the store has, where that was read.
-    pub(super) stored: Option<Option<EntryRow>>,
+    pub(super) stored: Option<Option<Arc<EntryRow>>>,
 }
 
 impl EntryRows {
@@ -83,7 +84,7 @@ impl EntryRows {
         self.pending.range::<[u8], _>((Included(start), Excluded(end)))
     }
 
-    fn set(&mut self, key: Vec<u8>, row: Option<EntryRow>) {
+    fn set(&mut self, key: Vec<u8>, row: Option<Arc<EntryRow>>) {
         let stored = self.read.get_mut().remove(&key);
         match self.pending.get_mut(&key) {
             Some(pending) => pending.row = row,
@@ -91,7 +92,7 @@ impl EntryRows {
         }
     }
 
-    pub(super) fn keep(&self, key: Vec<u8>, row: Option<EntryRow>) {
+    pub(super) fn keep(&self, key: Vec<u8>, row: Option<Arc<EntryRow>>) {
         self.read.borrow_mut().keep(key, row);
     }
 }
@@ -107,6 +108,14 @@ impl<K: Kv> Index<K> {
     /// # Errors
     /// The engine's or a damaged row.
     pub fn row(&self, path: &TreePath) -> Result<EntryRow> {
+        Ok(Arc::unwrap_or_clone(self.shared_row(path)?))
+    }
+
+    /// The same for who only reads it: nothing is copied.
+    ///
+    /// # Errors
+    /// As [`Index::row`].
+    pub fn shared_row(&self, path: &TreePath) -> Result<Arc<EntryRow>> {
         let key = rows::path_key(Space::Entry, path);
         if let Some(pending) = self.entries.pending.get(&key) {
             return Ok(pending.row.clone().unwrap_or_default());
@@ -114,7 +123,7 @@ impl<K: Kv> Index<K> {
         if let Some(row) = self.entries.read.borrow_mut().get(&key) {
             return Ok(row.clone().unwrap_or_default());
         }
-        let row: Option<EntryRow> = self.get(&key)?;
+        let row: Option<Arc<EntryRow>> = self.get(&key)?.map(Arc::new);
         self.entries.keep(key, row.clone());
         Ok(row.unwrap_or_default())
     }
@@ -168,7 +177,7 @@ impl<K: Kv> Index<K> {
     }
 
     fn entries_between(&self, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<(TreePath, EntryRow)>> {
-        let pending = self.entries.between(start, end).map(|(key, pending)| (key, pending.row.as_ref()));
+        let pending = self.entries.between(start, end).map(|(key, pending)| (key, pending.row.as_deref()));
         let found = merged(&self.kv, pending, (start, end), limit, |value| Ok(rows::unseal(&value)?))?;
         found.into_iter().map(|(key, row)| Ok((rows::key_path(&key).ok_or(RowError::Damaged)?, row))).collect()
     }
@@ -181,7 +190,7 @@ impl<K: Kv> Index<K> {
 
     /// The same for what another look finds again: it goes with the next batch.
     pub fn put_row_later(&mut self, path: &TreePath, row: &EntryRow) {
-        self.entries.set(rows::path_key(Space::Entry, path), Some(row.clone()));
+        self.entries.set(rows::path_key(Space::Entry, path), Some(Arc::new(row.clone())));
     }
 
     /// Forgets all that is known of a path.

@@ -105,10 +105,10 @@ impl<K: Kv> Index<K> {
         let (_, name) = rows::dir_and_name(key);
         let share = |row: &EntryRow| share_of(&self.sum_key, name, row);
         let old = match &pending.stored {
-            Some(stored) => stored.as_ref().map(share),
+            Some(stored) => stored.as_deref().map(share),
             None => self.get::<EntryRow>(key)?.as_ref().map(share),
         };
-        let new = pending.row.as_ref().map(share);
+        let new = pending.row.as_deref().map(share);
         sum.replace(&old.unwrap_or_default(), &new.unwrap_or_default());
         Ok(())
     }
@@ -128,7 +128,7 @@ impl<K: Kv> Index<K> {
                 self.sum_up(sum, &key, &pending)?;
             }
             match &pending.row {
-                Some(row) => self.pending.put(key.clone(), rows::seal(row)),
+                Some(row) => self.pending.put(key.clone(), rows::seal(&**row)),
                 None => self.pending.delete(key.clone()),
             }
             // Most are read again before long: what was merged is applied.

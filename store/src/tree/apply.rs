@@ -403,7 +403,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let due: Vec<TreePath> =
             self.apply.stuck.iter().filter(|(_, s)| is_due(s.retry_at, now)).map(|(p, _)| p.clone()).collect();
         for path in due {
-            let seq = self.index.row(&path)?.seq;
+            let seq = self.index.shared_row(&path)?.seq;
             self.take_up(&path, seq);
         }
         Ok(())
@@ -415,11 +415,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let hold = self.holds_staged();
         // What is to go comes first, for its content may be wanted under another name; then in the
         // order of the journal.
-        let due = self.apply.window.iter().filter(|(_, work)| work.removal != Removal::Deferred);
+        let moves = |work: &Work<V>| match &work.progress {
+            Progress::Building(_) | Progress::Coming(_) => work.outdated,
+            Progress::Staged(_) | Progress::Whole(_) => work.outdated || !hold,
+            Progress::New => true,
+        };
+        let due = self.apply.window.iter().filter(|(_, work)| work.removal != Removal::Deferred && moves(work));
         let mut paths: Vec<(bool, u64, TreePath)> = Vec::new();
         for (path, work) in due {
             let asked = work.removal != Removal::Unasked || !matches!(work.progress, Progress::New);
-            let goes = !asked && goes(&self.index.row(path)?);
+            let goes = !asked && goes(&*self.index.shared_row(path)?);
             paths.push((!goes, work.seq, path.clone()));
         }
         paths.sort_unstable();
@@ -430,7 +435,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Some(Progress::Staged(_) | Progress::Whole(_)) if hold => continue,
                 _ => {}
             }
-            let row = self.index.row(&path)?;
+            let row = self.index.shared_row(&path)?;
             let (plan, row) = self.plan(place, &path, row, wants)?;
             match plan {
                 Plan::Wait => {}
@@ -440,7 +445,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                     self.apply_done(&path);
                     self.drop_partial(place, &path)
                         .map_err(|source| TreeError::Disk { what: "clearing staging", source })?;
-                    if self.problems.contains_key(&path) && row.shown.is_none_or(|s| s.shown.state.is_none()) {
+                    if self.problems.contains_key(&path) && row.shown.as_ref().is_none_or(|s| s.shown.state.is_none()) {
                         // Listed by an earlier life, and no scan comes by where nothing is.
                         self.observe_in(place, &path, false, false)?;
                     }
@@ -472,7 +477,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Progress::Building(building) => building.hash,
             Progress::New | Progress::Whole(_) | Progress::Staged(_) => return Ok(()),
         };
-        let row = self.index.row(path)?;
+        let row = self.index.shared_row(path)?;
         let due = self.index.view(path, &row)?.and_then(|view| content_of(&view.value).1);
         if due != Some(coming) {
             self.apply.set_progress(path, Progress::New);
@@ -545,7 +550,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Looks at a path again in the next round.
     pub(super) fn revisit(&mut self, path: &TreePath) -> Result<(), TreeError> {
-        let seq = self.index.row(path)?.seq;
+        let seq = self.index.shared_row(path)?.seq;
         self.take_up(path, seq);
         Ok(())
     }

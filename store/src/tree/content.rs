@@ -138,7 +138,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(Plan::Do(OpKind::Put));
         }
         let resumable = size > self.options.resumable_bytes_min;
-        let source = if no_local { None } else { self.open_content(path, hash).ok() };
+        let source = if no_local { None } else { self.open_sized(path, size, hash).ok() };
         if size <= WHOLE_BYTES_MAX && !resumable && source.is_none() && self.find_old(path, row, (size, 0))?.is_none() {
             return self.plan_coming(place, path, (hash, size), wants);
         }

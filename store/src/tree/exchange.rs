@@ -146,7 +146,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 let row = match digests.have_told(&path, seq) {
                     true => None,
-                    false => Some(self.index.row(&path)?).filter(|row| row.taught_by != Some(teacher)),
+                    false => Some(self.index.shared_row(&path)?).filter(|row| row.taught_by != Some(teacher)),
                 };
                 if let Some(row) = row {
                     match self.telling(&path, head, digests)? {
@@ -155,7 +155,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                         Telling::Alike(alike) => self.add_alike(&mut batch, alike)?,
                         Telling::Row => {
                             let content = self.inline_content(&mut contents, &path, &row);
-                            self.add_row(&mut batch, Announcement { path, entry: row.entry, content })?;
+                            self.add_row(&mut batch, Announcement { path, entry: row.entry.clone(), content })?;
                         }
                     }
                 }
@@ -332,7 +332,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let mut bytes = 0;
         for (_, path) in &journal {
-            if let Some(Value::File { size, .. }) = pleach_protocol::view::own(&self.index.row(path)?.entry) {
+            if let Some(Value::File { size, .. }) = pleach_protocol::view::own(&self.index.shared_row(path)?.entry) {
                 bytes += size;
             }
         }

@@ -140,6 +140,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// ENOENT where this node does not have it.
     pub(super) fn open_content(&self, path: &TreePath, hash: Hash) -> io::Result<V::File> {
+        self.open_held(path, hash, true)
+    }
+
+    /// The same for a content of known size: a small one has no rows, but those of the vault.
+    pub(super) fn open_sized(&self, path: &TreePath, size: u64, hash: Hash) -> io::Result<V::File> {
+        self.open_held(path, hash, size > INLINE_BYTES_MAX || self.motion.has_versions)
+    }
+
+    fn open_held(&self, path: &TreePath, hash: Hash, has_rows: bool) -> io::Result<V::File> {
         let root = self.vfs.root()?;
         if let Some(file) = self.open_shown(&root, path, hash)? {
             return Ok(file);
@@ -155,7 +164,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         let (start, end) = rows::content_range(hash);
-        let holders: Vec<(Vec<u8>, ())> = self.index.others(&start, &end, HOLDERS_MAX).map_err(io::Error::other)?;
+        let holders: Vec<(Vec<u8>, ())> = match has_rows {
+            true => self.index.others(&start, &end, HOLDERS_MAX).map_err(io::Error::other)?,
+            false => Vec::new(),
+        };
         let recent = self.motion.vaulted.get(&hash).map(|(path, id)| Holder::Vault(path.clone(), *id));
         let leaving = self.motion.losers(hash).into_iter().map(Holder::Tree);
         for holder in holders.iter().filter_map(|(key, ())| rows::key_content(key)).chain(leaving).chain(recent) {
@@ -175,7 +187,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Opens a path that shows a content, as far as its stamp says.
     pub(super) fn open_shown(&self, root: &V::Dir, path: &TreePath, hash: Hash) -> io::Result<Option<V::File>> {
-        let row = self.index.row(path).map_err(io::Error::other)?;
+        let row = self.index.shared_row(path).map_err(io::Error::other)?;
         // What users made of it where the tree only receives may have the time and the length of what was shown.
         let Some(shown) = self.known_there(path, &row).map_err(io::Error::other)? else { return Ok(None) };
         let shows = matches!(&shown.shown.state, Some(s) if content_of(&s.value).1 == Some(hash));

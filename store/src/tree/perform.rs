@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
 
 use pleach_protocol::entry::{Content, Hash, Value};
 use pleach_protocol::mint::Shown;
@@ -50,7 +51,7 @@ pub(super) enum OpKind {
 pub(super) struct Op<V: Vfs> {
     pub(super) path: TreePath,
     pub(super) kind: OpKind,
-    pub(super) row: EntryRow,
+    pub(super) row: Arc<EntryRow>,
     pub(super) view: Option<State>,
     pub(super) staged: Option<Staged<V>>,
     /// A small content that is here and not on the disk yet.
@@ -642,8 +643,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if provisional {
             self.mark(&op.path, true, false);
         }
-        // A conflict that came out, another round.
-        self.revisit(&op.path)?;
+        if op.kind == OpKind::Put && self.is_shown_as_due(&op.path, &row)? {
+            self.apply.take_offer(&op.path);
+        } else {
+            // A conflict that came out, another round.
+            self.revisit(&op.path)?;
+        }
         if op.view.is_none() { self.revisit_parent(&op.path) } else { Ok(()) }
     }
 

@@ -1,5 +1,7 @@
 //! What a path needs: the disk is looked at, and compared with what the index says (DESIGN.md §7).
 
+use std::sync::Arc;
+
 use pleach_protocol::entry::Value;
 use pleach_protocol::mint::agrees;
 use pleach_protocol::path::TreePath;
@@ -40,11 +42,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         &mut self,
         place: &Place<V>,
         path: &TreePath,
-        mut row: EntryRow,
+        mut row: Arc<EntryRow>,
         wants: &mut Vec<Want>,
-    ) -> Result<(Plan, EntryRow), TreeError> {
+    ) -> Result<(Plan, Arc<EntryRow>), TreeError> {
         if self.sends_only() {
-            self.pass_over(path, row.clone());
+            self.pass_over(path, EntryRow::clone(&row));
             return Ok((Plan::Done, row));
         }
         let mut view = self.index.view(path, &row)?;
@@ -52,13 +54,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.options.ignore.ignored(path, is_dir) {
             if row.shown.is_some() {
                 // The rules may be others again before a scan comes by: it would take what is here for what is to be.
-                row = self.forget_shown(path, row)?;
+                row = Arc::new(self.forget_shown(path, Arc::unwrap_or_clone(row))?);
             }
             return Ok((Plan::Done, row));
         }
         if is_settled(&row, view.as_ref()) {
-            self.take_context(path, &mut row);
-            return Ok((Plan::Done, row));
+            return Ok((Plan::Done, self.take_context(path, row)));
         }
         let observed = match self.is_as_shown(place, path, &row, false) {
             true => Observed::Same,
@@ -72,31 +73,32 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Observed::Problem => return Ok((Plan::Fail(self.problems.get(path).cloned().unwrap_or_default()), row)),
             Observed::Skipped => return Ok((Plan::Fail("a mount point or a special file is in the way".into()), row)),
             Observed::Minted | Observed::Same => {
-                row = self.index.row(path)?;
+                row = self.index.shared_row(path)?;
                 view = self.index.view(path, &row)?;
             }
             Observed::Local => {
                 // What users made of it gives way to what a peer says next.
-                row = self.index.row(path)?;
+                row = self.index.shared_row(path)?;
                 view = self.index.view(path, &row)?;
                 let mut there = self.local(path)?.unwrap_or_default();
                 there.shown.context = Self::shown(&row).context;
-                row.shown = Some(there);
+                Arc::make_mut(&mut row).shown = Some(there);
             }
         }
         if is_settled(&row, view.as_ref()) {
-            self.take_context(path, &mut row);
-            return Ok((Plan::Done, row));
+            return Ok((Plan::Done, self.take_context(path, row)));
         }
         let plan = self.plan_change(place, path, &row, view.as_ref(), wants)?;
         Ok((plan, row))
     }
 
     /// The disk shows the view already: Shown takes the entry's context.
-    fn take_context(&mut self, path: &TreePath, row: &mut EntryRow) {
-        if show_context(row) {
-            self.index.put_row_later(path, row);
+    fn take_context(&mut self, path: &TreePath, mut row: Arc<EntryRow>) -> Arc<EntryRow> {
+        let known = row.shown.as_ref().is_some_and(|shown| shown.shown.context == row.entry.context);
+        if !known && show_context(Arc::make_mut(&mut row)) {
+            self.index.put_row_later(path, &row);
         }
+        row
     }
 
     /// The same for a row that is about to be written, where the applier would come to nothing else.
@@ -110,6 +112,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             show_context(row);
         }
         Ok(())
+    }
+
+    /// Whether there is nothing left to do about a path whose row this is.
+    pub(super) fn is_shown_as_due(&self, path: &TreePath, row: &EntryRow) -> Result<bool, TreeError> {
+        let shown = row.shown.as_ref().is_some_and(|shown| shown.shown.context == row.entry.context);
+        let resumed = self.partials.contains_key(path);
+        Ok(shown && !resumed && is_settled(row, self.index.view(path, row)?.as_ref()))
     }
 
     /// A tree that only sends applies nothing.

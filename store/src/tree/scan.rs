@@ -539,7 +539,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn pass_over_known(&mut self, place: &Place<V>) -> Result<Vec<TreePath>, TreeError> {
         let (due, mut shown) = (std::mem::take(&mut self.dirty), Vec::new());
         for (path, how) in due {
-            let row = self.index.row(&path)?;
+            let row = self.index.shared_row(&path)?;
             if self.is_as_shown(place, &path, &row, how.rehash) {
                 continue;
             }
