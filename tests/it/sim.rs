@@ -119,6 +119,19 @@ fn what_is_removed_under_an_older_store_may_return() {
     run(828_231, false).unwrap();
 }
 
+/// Found by seed 810480: a user wrote, while the engine worked, into a file that had another name as well, which changed with it.
+#[test]
+fn what_is_written_between_two_calls_is_written_under_all_its_names() {
+    run(810_480, false).unwrap();
+}
+
+/// Found by seed 817647: a user wrote into a file just before the directory that holds it was renamed for a peer, as one unit. What
+/// they wrote is theirs under the new name.
+#[test]
+fn what_was_just_written_goes_along_with_its_directory() {
+    run(817_647, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

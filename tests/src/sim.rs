@@ -565,8 +565,12 @@ impl World {
 
     /// Takes note of what users did while the engine worked.
     fn hear_of_users(&mut self, n: usize) {
-        let (made, deeds) = self.nodes[n].hear_of_users();
+        let (made, deeds, linked) = self.nodes[n].hear_of_users();
         made.iter().for_each(|content| self.rest.wrote(content));
+        if !linked.is_empty() {
+            self.rest.begin(n);
+            linked.into_iter().for_each(|name| self.rest.touch(name));
+        }
         if !self.is_theirs_alone(n) {
             self.minted.hear_of(deeds);
         }
@@ -585,9 +589,18 @@ impl World {
     fn take_event(&mut self, n: usize) -> Result<bool, String> {
         let Some(event) = self.nodes[n].events.pop_front() else { return Ok(false) };
         let merges = matches!(event, Event::Output(_, _, Output::Merge { .. }));
+        let from = match &event {
+            Event::Output(_, _, Output::Moved { moved, .. }) => Some(moved.from.to_string()),
+            _ => None,
+        };
+        let stood = |world: &Self, dir: &str| world.nodes[n].model.disk.user().stat(dir).is_ok();
+        let from = from.filter(|dir| stood(self, dir));
         self.outcome.merges += u64::from(merges && !self.healing);
         self.say(format!("n{n} carries out {}", format!("{event:?}").chars().take(60).collect::<String>()));
         let outcome = self.nodes[n].carry_out(self.now, event);
+        if let Some(dir) = from.filter(|dir| !stood(self, dir)) {
+            self.rest.went_along(n, dir.as_bytes());
+        }
         self.after_work(n, outcome)?;
         Ok(true)
     }

@@ -184,6 +184,12 @@ impl Rest {
         self.put.retain(|put| !related(put, path.as_bytes()));
     }
 
+    /// A node renamed a directory as one unit: what its users had just put there is theirs under the new name.
+    pub(super) fn went_along(&mut self, n: usize, dir: &[u8]) {
+        let Self { put, touched, .. } = self;
+        put.retain(|path| !(related(path, dir) && touched.contains(&(path.clone(), n))));
+    }
+
     /// A disk is lost: what its users put there may be gone with it, and what all showed is where no disk was
     /// lost since.
     pub(super) fn forget_unshared(&mut self, n: usize, nodes: usize) {

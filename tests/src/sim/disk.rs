@@ -93,6 +93,8 @@ pub(super) struct Between {
     pub(super) destroyed: Vec<Vec<u8>>,
     pub(super) made: Vec<Vec<u8>>,
     pub(super) deeds: Deeds,
+    /// Names of what they changed by another of its names.
+    pub(super) linked: Vec<&'static str>,
 }
 
 impl Trials {
@@ -325,10 +327,12 @@ impl World {
         let between = Arc::clone(&self.nodes[n].trials.between);
         self.nodes[n].model.disk.before(op, nth, move |user| {
             let (before, tree) = (settled(user), user.foreseen(false));
+            let linked = users::all_names(user, planned.path());
             // A user's call may fail like anybody's.
             planned.act(user);
             let after = settled(user);
             let mut between = between.lock().unwrap_or_else(PoisonError::into_inner);
+            between.linked.extend(linked);
             between.deeds.note(&tree, &user.foreseen(false));
             between.destroyed.extend(before.difference(&after).cloned());
             between.made.extend(after.difference(&before).cloned());

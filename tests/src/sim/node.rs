@@ -620,10 +620,10 @@ impl SimNode {
     }
 
     /// Takes note of what users did while the engine worked; returns the contents that they made.
-    pub(super) fn hear_of_users(&mut self) -> (Vec<Vec<u8>>, Deeds) {
+    pub(super) fn hear_of_users(&mut self) -> (Vec<Vec<u8>>, Deeds, Vec<&'static str>) {
         let between = self.trials.take_between();
         self.owed.retain(|content| !between.destroyed.contains(content));
-        (between.made, between.deeds)
+        (between.made, between.deeds, between.linked)
     }
 
     /// No step of the engine takes a content from the disk; users may.

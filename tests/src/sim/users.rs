@@ -69,6 +69,11 @@ impl Deed {
         self.content.split_inclusive('.').next().unwrap_or_default()
     }
 
+    /// Where.
+    pub(super) const fn path(&self) -> &'static str {
+        self.path
+    }
+
     /// Does it; false where the disk refuses.
     pub(super) fn act(&self, user: &ModelUser) -> bool {
         let Self { what, path, to, content } = self;
