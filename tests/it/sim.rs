@@ -132,6 +132,24 @@ fn what_was_just_written_goes_along_with_its_directory() {
     run(817_647, false).unwrap();
 }
 
+/// Found by seed 849659: small contents have rows in the store only where they were sought, and these were not read.
+#[test]
+fn a_small_content_that_was_sought_is_found_where_it_is_shown() {
+    run(849_659, false).unwrap();
+}
+
+/// Found by seed 876203, a fault of the engine: see `vault::what_was_displaced_before_a_kill_is_filed_although_its_successor_is_gone`.
+#[test]
+fn a_version_in_staging_outlives_the_link_that_displaced_it() {
+    run(876_203, false).unwrap();
+}
+
+/// Found by seed 877839: a disk was put back, and what it held paired with what a receiver's peer had removed: it is the user's.
+#[test]
+fn what_an_older_disk_holds_is_a_receivers_own() {
+    run(877_839, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

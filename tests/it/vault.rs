@@ -5,6 +5,7 @@ use std::time::Duration;
 use pleach_protocol::path::TreePath;
 use pleach_store::kv::memory::MemoryKvDisk;
 use pleach_store::tree::{Digests, Kept, Rows};
+use pleach_store::vfs::model::CrashKind;
 use pleach_tests::model::{ModelNode, pair, settle};
 
 const MINUTE: i64 = 60_000_000_000;
@@ -40,6 +41,46 @@ fn displaced_versions_expire_but_never_within_ten_minutes() {
     assert!(b.disk.user().snapshot(true).keys().all(|p| !p.starts_with(b".pleach/vault/")));
     assert!(settle(&mut a, &mut b).unwrap());
     assert_eq!(b.disk.user().read("x").unwrap(), b"22");
+}
+
+/// Found by seed 876203: an agent died between an exchange and the vault, and a user removed the link that had come before the next
+/// start, which then took what lay in staging for a link that was never put.
+#[test]
+fn what_was_displaced_before_a_kill_is_filed_although_its_successor_is_gone() {
+    let (mut displaced, mut calls) = (0, 0);
+    for (link, call) in [false, true].into_iter().flat_map(|link| (1..20).map(move |call| (link, call))) {
+        let (mut a, mut b) = pair();
+        a.disk.user().write("x", "old").unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+        let user = a.disk.user();
+        user.remove("x").unwrap();
+        if link {
+            user.symlink("new", "x").unwrap()
+        } else {
+            user.write("x", "new").unwrap()
+        }
+        b.disk.crash_at(call);
+        settle(&mut a, &mut b).ok();
+        calls += u64::from(b.disk.crashed());
+        b.tree = None;
+        b.disk.crash_at(u64::MAX);
+        b.disk.restart(CrashKind::Process);
+        b.kv.crash(1_000);
+        let user = b.disk.user();
+        let came = user.read("x").map_or(true, |content| content == b"new");
+        user.remove("x").ok();
+        b.start().unwrap();
+        assert!(settle(&mut a, &mut b).unwrap());
+        let kept = b
+            .disk
+            .user()
+            .snapshot(true)
+            .into_iter()
+            .any(|(path, seen)| path.starts_with(b".pleach/vault/") && seen.content == b"old");
+        assert!(kept || !came, "link {link}, call {call}");
+        displaced += u64::from(came);
+    }
+    assert!(calls > 8 && displaced > 8, "{calls} {displaced}");
 }
 
 #[test]

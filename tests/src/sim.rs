@@ -519,6 +519,8 @@ impl World {
         if let Some(what) = what {
             self.say(format!("n{n} user: {what}"));
         }
+        // While the tree is closed staging may hold what a peer has sent of the same.
+        self.nodes[n].disown(before.into_values().map(|seen| seen.content));
         self.nodes[n].check_contents_kept(true)
     }
 

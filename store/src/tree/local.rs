@@ -143,9 +143,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.open_held(path, hash, true)
     }
 
-    /// The same for a content of known size: a small one has no rows, but those of the vault.
+    /// The same for a content of known size: a small one has rows only from the vault, and where it was sought.
     pub(super) fn open_sized(&self, path: &TreePath, size: u64, hash: Hash) -> io::Result<V::File> {
-        self.open_held(path, hash, size > INLINE_BYTES_MAX || self.motion.has_versions)
+        self.open_held(path, hash, size > INLINE_BYTES_MAX || self.motion.has_versions || self.sought.has_any())
     }
 
     fn open_held(&self, path: &TreePath, hash: Hash, has_rows: bool) -> io::Result<V::File> {

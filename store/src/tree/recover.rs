@@ -107,7 +107,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 there.as_ref().is_some_and(ours) || vaulted.is_some() || staged.as_ref().is_some_and(|m| !ours(m))
             }
             IntentOp::Replace => {
-                vaulted.is_some() || self.holds_target(place, &intent, parent.as_ref()).map_err(disk)?
+                vaulted.is_some() || self.holds_displaced(place, &intent, staged.as_ref()).map_err(disk)?
             }
             IntentOp::Delete => vaulted.is_some() || staged.is_some(),
             IntentOp::Attributes => return self.finish_attributes(parent.as_ref(), &intent, there, row).map_err(disk),
@@ -175,15 +175,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.revisit(from)
     }
 
-    /// Whether a symbolic link's exchange took place: staging holds what is not the intended target.
-    fn holds_target(&self, place: &Place<V>, intent: &Intent, parent: Option<&V::Dir>) -> std::io::Result<bool> {
+    /// Whether a symbolic link's exchange took place: staging holds anything but the link. What became of the name since does
+    /// not count, for a user may have taken the link away.
+    fn holds_displaced(&self, place: &Place<V>, intent: &Intent, staged: Option<&Meta>) -> std::io::Result<bool> {
         let Some(Value::Symlink { target }) = intent.state.as_ref().map(|s| &s.value) else { return Ok(false) };
-        let name = id_name(intent.id);
-        let Some(staged) = self.vfs.stat(&place.staging, &name)? else { return Ok(false) };
-        let there = parent.map(|dir| self.vfs.read_link(dir, intent.path.name()));
-        let placed = matches!(&there, Some(Ok(found)) if found == target);
-        let kept = staged.kind == Kind::Symlink && self.vfs.read_link(&place.staging, &name)? == *target;
-        Ok(placed && !kept)
+        let Some(staged) = staged else { return Ok(false) };
+        Ok(staged.kind != Kind::Symlink || self.vfs.read_link(&place.staging, &id_name(intent.id))? != *target)
     }
 
     /// Attributes of files and directories are set again, as far as the file is still the one.

@@ -252,8 +252,8 @@ impl World {
             self.rest.returned_by_store(&snapshot.known);
             // What its users do from here on does not cover what peers know and it does not.
             self.rest.emptied(n);
-            self.find_all(n, there.into_keys());
         }
+        self.find_all(n, there.into_keys());
         self.nodes[n].owe_what_is_there();
         self.reopen(n)
     }
