@@ -150,6 +150,18 @@ fn what_an_older_disk_holds_is_a_receivers_own() {
     run(877_839, false).unwrap();
 }
 
+/// Found by seed 880039: what a root finds as it begins to follow a peer (`first`) is promised to nobody who waits.
+#[test]
+fn what_a_follower_found_is_not_waited_for() {
+    run(880_039, false).unwrap();
+}
+
+/// Found by seed 857207: what a user put beneath a mount point while the disk was away was looked for on the disk.
+#[test]
+fn what_is_put_beneath_a_mount_point_is_not_on_the_disk() {
+    run(857_207, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]

@@ -325,7 +325,12 @@ impl World {
         self.release_touched(n);
         self.say(format!("n{n}: before {op:?} {nth} a user will {planned:?}"));
         let between = Arc::clone(&self.nodes[n].trials.between);
+        let disk = self.nodes[n].model.disk.clone();
         self.nodes[n].model.disk.before(op, nth, move |user| {
+            // What is put beneath a mount point is gone with the next mount.
+            if !disk.is_mounted() {
+                return;
+            }
             let (before, tree) = (settled(user), user.foreseen(false));
             let linked = users::all_names(user, planned.path());
             // A user's call may fail like anybody's.

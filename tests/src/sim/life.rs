@@ -225,6 +225,7 @@ impl World {
             let own = own.filter(|path| seen.contains_key(path) || removed(path));
             // Others may know of the deletion that a store which went back does not know any more.
             let own = own.filter(|path| !seen.contains_key(path) || !self.rest.is_undone(path, n));
+            let own = own.filter(|path| !self.nodes[n].found(path));
             // What is shown by one that goes one way is not what all show.
             let own = own.filter(|_| self.ways.of(n) == Direction::Both && !self.ways.has_turned(n));
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();

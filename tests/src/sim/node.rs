@@ -198,6 +198,12 @@ impl SimNode {
         self.model.tree.as_ref().is_some_and(|tree| tree.waits().is_some())
     }
 
+    /// Whether a path was there when the root began to follow a peer that does not have it (`first`): it goes to the vault.
+    pub(super) fn found(&self, path: &[u8]) -> bool {
+        let row = || self.model.tree.as_ref()?.index().row(&TreePath::parse(path).ok()?).ok();
+        row().is_some_and(|row| row.entry.context.is_empty() && row.shown.is_some_and(|s| s.shown.state.is_some()))
+    }
+
     pub(super) fn has_no_problems(&self) -> bool {
         self.model.tree.as_ref().is_some_and(|tree| tree.problems().is_empty())
     }
