@@ -1,4 +1,5 @@
 """Nodes on this machine for the demo and the benchmarks: a directory, a config and an agent each."""
+import json
 import os
 import shutil
 import socket
@@ -49,6 +50,19 @@ class Node:
             if self.agent.poll() is not None:
                 raise SystemExit(f"{self.name} ended: see {self.dir}/log")
             time.sleep(0.02)
+
+    def status(self):
+        """The tree's row of `pleach status --json`; none where no agent answers. Asked for without a process, which would weigh
+        on what is measured where it is asked for again and again."""
+        try:
+            with socket.socket(socket.AF_UNIX) as to:
+                to.connect(os.path.join(self.dir, "state", "control.sock"))
+                to.sendall(b'{"pleach":1}\n{"do":"status"}\n')
+                for line in to.makefile():
+                    if row := json.loads(line).get("row"):
+                        return row["trees"][0]
+        except OSError:
+            return None
 
     def run(self, command, *args):
         """A command against this node; its standard output."""

@@ -137,16 +137,19 @@ class Pleach(System):
         def ready():
             if node.agent.poll() is not None:
                 raise RuntimeError(f"the agent {node.name} ended: {tail(os.path.join(node.dir, 'log'))}")
-            return subprocess.run([node.exe, "status", "--config", node.config], capture_output=True).returncode == 0
+            return node.status() is not None
         machine.until(ready, 0.01)
 
     def status(self, at=0):
-        return json.loads(self.nodes[at].run("status", "--json"))["trees"][0]
+        node = self.nodes[at]
+        if (row := node.status()) is None:
+            raise RuntimeError(f"the agent {node.name} does not answer: {tail(os.path.join(node.dir, 'log'))}")
+        return row
 
     def settle(self, entries=None):
         if entries is not None:
-            machine.until(lambda: all(self.status(i + 1)["entries"] >= entries for i in range(len(self.fars))), 0.2)
-            machine.until(lambda: all(self.status(i)["in_sync"] for i in range(len(self.nodes))), 0.2)
+            machine.until(lambda: all(self.status(i + 1)["entries"] >= entries for i in range(len(self.fars))), 0.05)
+            machine.until(lambda: all(self.status(i)["in_sync"] for i in range(len(self.nodes))), 0.05)
         else:
             self.durable()
 
