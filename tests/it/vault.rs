@@ -54,10 +54,9 @@ fn what_was_displaced_before_a_kill_is_filed_although_its_successor_is_gone() {
         assert!(settle(&mut a, &mut b).unwrap());
         let user = a.disk.user();
         user.remove("x").unwrap();
-        if link {
-            user.symlink("new", "x").unwrap()
-        } else {
-            user.write("x", "new").unwrap()
+        match link {
+            true => user.symlink("new", "x").unwrap(),
+            false => user.write("x", "new").unwrap(),
         }
         b.disk.crash_at(call);
         settle(&mut a, &mut b).ok();
