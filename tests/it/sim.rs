@@ -162,6 +162,12 @@ fn what_is_put_beneath_a_mount_point_is_not_on_the_disk() {
     run(857_207, false).unwrap();
 }
 
+/// Found by seed 867524: a node that only sends passed a peer's file over, and its user had just removed what it took the place of.
+#[test]
+fn what_a_sender_removed_covers_what_it_passed_over() {
+    run(867_524, false).unwrap();
+}
+
 /// Faults must strike nodes that exchange something: a simulator whose frames get nowhere finds nothing. Seeds that
 /// are calm in this are meant to be.
 #[test]
