@@ -1,6 +1,7 @@
 //! A scan of a tree that is in use goes on between other work.
 
 use pleach_protocol::path::TreePath;
+use pleach_store::vfs::model::OpKind;
 use pleach_tests::model::{ModelNode, ModelTree, ask, check_sums, pair, rest};
 
 const DIRS: usize = 30;
@@ -125,4 +126,26 @@ fn what_a_scan_found_is_passed_over_without_waiting_for_an_event() {
     // Not all in one call: whoever asks for something does not wait that long.
     assert!(calls.is_some_and(|calls| calls > 2), "{calls:?}");
     assert_eq!(tree.applied(), tree.head());
+}
+
+/// Found by seed 903391: a file was read in a new directory and the directory renamed meanwhile, of which nothing was known yet:
+/// when it was seen to be gone nobody looked for what was in it, and the file came back under its old name.
+#[test]
+fn what_was_read_in_a_new_directory_that_is_renamed_meanwhile_does_not_return() {
+    for whole in [true, false] {
+        let (mut a, mut b) = pair();
+        rest(&mut a, &mut b);
+        a.disk.user().mkdir_all("d/e").unwrap();
+        a.disk.user().write("d/e/f", "content").unwrap();
+        a.disk.before(OpKind::ReadAt, 1, |user| user.rename("d", "x").unwrap());
+        if whole { tree(&mut a).scan_below(&path("d")) } else { tree(&mut a).scan_children(&path("d/e")) }.unwrap();
+        for dir in ["d", "d/e"] {
+            tree(&mut a).look_again(&path(dir), false, false);
+        }
+        tree(&mut a).scan_below(&path("x")).unwrap();
+        rest(&mut a, &mut b);
+        let names: Vec<_> = b.seen().into_keys().map(|name| String::from_utf8(name).unwrap()).collect();
+        assert_eq!(names, ["x", "x/e", "x/e/f"]);
+        assert_eq!(a.seen(), b.seen());
+    }
 }

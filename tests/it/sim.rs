@@ -230,3 +230,17 @@ fn steps_are_written_as_ranges_and_read_again() {
         assert_eq!(shrink::read(wrong), None, "{wrong}");
     }
 }
+
+/// Found by seed 903391, a fault of the engine: see
+/// `rescan::what_was_read_in_a_new_directory_that_is_renamed_meanwhile_does_not_return`.
+#[test]
+fn a_new_directory_that_is_renamed_while_it_is_read_does_not_return() {
+    run(903_391, false).unwrap();
+}
+
+/// Found by seed 921113, a fault of the engine: see
+/// `troubles::a_link_put_where_a_directory_gets_its_attributes_is_a_users_change`.
+#[test]
+fn a_link_that_has_the_inode_of_the_directory_before_it_is_seen() {
+    run(921_113, false).unwrap();
+}

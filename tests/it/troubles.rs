@@ -600,6 +600,30 @@ fn a_link_put_where_a_directory_was_just_made_is_a_users_change() {
     }
 }
 
+/// Found by seed 921113: a user put a link where a directory was while it got its time, and the link had the directory's inode
+/// number; its stamp passed for the directory's, and nobody ever saw the link.
+#[test]
+fn a_link_put_where_a_directory_gets_its_attributes_is_a_users_change() {
+    for op in [OpKind::SetAttributes, OpKind::Stat] {
+        for nth in 1..6 {
+            let (mut a, mut b) = pair();
+            a.disk.user().mkdir_all("d").unwrap();
+            assert!(settle(&mut a, &mut b).unwrap());
+            a.disk.user().chmod("d", 0o700).unwrap();
+            b.disk.before(op, nth, |user| {
+                user.remove_all("d").unwrap();
+                user.symlink("elsewhere", "d").unwrap();
+            });
+            for _ in 0..5 {
+                settle(&mut a, &mut b).unwrap();
+                b.tree.as_mut().unwrap().scan_later();
+            }
+            assert!(settle(&mut a, &mut b).unwrap());
+            assert_eq!(a.seen(), b.seen(), "{op:?} {nth}");
+        }
+    }
+}
+
 /// Found by seed 218151: a user put something into a directory that had just been made, after it had its time; the stamp with theirs
 /// passed for the directory's, and nobody ever told of it.
 #[test]

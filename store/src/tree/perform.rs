@@ -532,11 +532,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let (name, set) = (op.path.name(), self.attributes(view));
         let expected = op.row.shown.as_ref().and_then(|s| s.stamp);
         if !matches!(view.value, Value::File { .. }) {
-            if self.vfs.stat(dir, name)?.map(|m| stamp_of(&m)) != expected {
+            let Some(before) = self.vfs.stat(dir, name)?.filter(|meta| Some(stamp_of(meta)) == expected) else {
                 return Ok(Outcome::Raced);
-            }
+            };
+            // What took its place may have its inode number.
+            let same = |now: &Meta| (now.kind, now.inode, now.btime) == (before.kind, before.inode, before.btime);
             return match self.vfs.set_attributes(dir, name, &set).and_then(|()| self.vfs.stat(dir, name)) {
-                Ok(meta) if meta.as_ref().map(|m| m.inode) != expected.map(|stamp| stamp.inode) => Ok(Outcome::Raced),
+                Ok(meta) if !meta.as_ref().is_some_and(same) => Ok(Outcome::Raced),
                 Ok(meta) => Ok(timed(&set, meta)),
                 Err(why) => self.partly(dir, name, why),
             };

@@ -191,6 +191,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// # Errors
     /// As [`Tree::scan`].
     pub fn scan_below(&mut self, top: &TreePath) -> Result<ScanStats, TreeError> {
+        self.look_before_children(top)?;
         let mut scan = self.begin_scan_below(top);
         self.walk_on(&mut scan, u64::MAX)?;
         Ok(scan.stats)
@@ -551,6 +552,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(shown)
     }
 
+    /// Looks at a directory of which nothing is known, and at those that hold it, before what is in it: what is recorded
+    /// beneath a directory is only looked for again where the directory was known, too.
+    fn look_before_children(&mut self, dir: &TreePath) -> Result<(), TreeError> {
+        let mut dirs: Vec<TreePath> = dir.parents().collect();
+        dirs.insert(0, dir.clone());
+        for dir in dirs.iter().rev().filter(|dir| !dir.is_root()) {
+            let row = self.index.shared_row(dir)?;
+            if self.known_there(dir, &row)?.is_none_or(|there| there.shown.state.is_none()) {
+                self.observe(dir, false, false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at the direct children of one directory.
     ///
     /// # Errors
@@ -561,6 +576,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.waits {
             return Ok(stats);
         }
+        self.look_before_children(dir)?;
         let in_doubt = self.directories_in_doubt().contains(dir);
         self.scan_dir(&place, (dir, None), in_doubt, &mut stats)?;
         Ok(stats)
