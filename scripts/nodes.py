@@ -1,4 +1,5 @@
 """Nodes on this machine for the demo and the benchmarks: a directory, a config and an agent each."""
+import contextlib
 import json
 import os
 import shutil
@@ -24,6 +25,15 @@ def free_port():
         return s.getsockname()[1]
 
 
+@contextlib.contextmanager
+def open_dir(path):
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Node:
     """One node with one tree `www`."""
 
@@ -46,7 +56,7 @@ class Node:
     def start(self):
         log = open(os.path.join(self.dir, "log"), "a")
         self.agent = subprocess.Popen([self.exe, "agent", "--config", self.config], stderr=log)
-        while subprocess.run([self.exe, "status", "--config", self.config], capture_output=True).returncode:
+        while self.status() is None:
             if self.agent.poll() is not None:
                 raise SystemExit(f"{self.name} ended: see {self.dir}/log")
             time.sleep(0.02)
@@ -55,14 +65,16 @@ class Node:
         """The tree's row of `pleach status --json`; none where no agent answers. Asked for without a process, which would weigh
         on what is measured where it is asked for again and again."""
         try:
-            with socket.socket(socket.AF_UNIX) as to:
-                to.connect(os.path.join(self.dir, "state", "control.sock"))
+            with socket.socket(socket.AF_UNIX) as to, open_dir(os.path.join(self.dir, "state")) as state:
+                # Its path may be longer than a socket's can be.
+                to.connect(f"/proc/self/fd/{state}/control.sock")
                 to.sendall(b'{"pleach":1}\n{"do":"status"}\n')
                 for line in to.makefile():
                     if row := json.loads(line).get("row"):
                         return row["trees"][0]
-        except OSError:
-            return None
+        except (FileNotFoundError, ConnectionError):
+            pass
+        return None
 
     def run(self, command, *args):
         """A command against this node; its standard output."""

@@ -267,8 +267,8 @@ impl<K: Kv> Index<K> {
     /// Tells a path's parents that it lives now, or no longer.
     fn count_child(&mut self, path: &TreePath, mut live: bool) -> Result<()> {
         for dir in path.parents() {
-            let before = self.row(&dir)?;
-            let mut parent = before.clone();
+            let before = self.shared_row(&dir)?;
+            let mut parent = EntryRow::clone(&before);
             let was_live = is_live(&parent);
             parent.live_children = if live { parent.live_children + 1 } else { parent.live_children.saturating_sub(1) };
             let now_live = is_live(&parent);

@@ -12,6 +12,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use pleach_protocol::moved::Moved;
 use pleach_protocol::session::Output;
 use pleach_store::rows::Direction;
 use pleach_store::vfs::model::{CrashKind, Data, Keep, Seen};
@@ -519,8 +520,6 @@ impl World {
         if let Some(what) = what {
             self.say(format!("n{n} user: {what}"));
         }
-        // While the tree is closed staging may hold what a peer has sent of the same.
-        self.nodes[n].disown(before.into_values().map(|seen| seen.content));
         self.nodes[n].check_contents_kept(true)
     }
 
@@ -591,17 +590,17 @@ impl World {
     fn take_event(&mut self, n: usize) -> Result<bool, String> {
         let Some(event) = self.nodes[n].events.pop_front() else { return Ok(false) };
         let merges = matches!(event, Event::Output(_, _, Output::Merge { .. }));
-        let from = match &event {
-            Event::Output(_, _, Output::Moved { moved, .. }) => Some(moved.from.to_string()),
+        let moved = match &event {
+            Event::Output(_, _, Output::Moved { moved, .. }) => Some(moved.clone()),
             _ => None,
         };
-        let stood = |world: &Self, dir: &str| world.nodes[n].model.disk.user().stat(dir).is_ok();
-        let from = from.filter(|dir| stood(self, dir));
+        let stood = |world: &Self, moved: &Moved| world.nodes[n].model.disk.user().stat(moved.from.as_bytes()).is_ok();
+        let moved = moved.filter(|moved| stood(self, moved));
         self.outcome.merges += u64::from(merges && !self.healing);
         self.say(format!("n{n} carries out {}", format!("{event:?}").chars().take(60).collect::<String>()));
         let outcome = self.nodes[n].carry_out(self.now, event);
-        if let Some(dir) = from.filter(|dir| !stood(self, dir)) {
-            self.rest.went_along(n, dir.as_bytes());
+        if let Some(moved) = moved.filter(|moved| !stood(self, moved)) {
+            self.rest.went_along(n, &moved);
         }
         self.after_work(n, outcome)?;
         Ok(true)

@@ -412,12 +412,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Plans every path of the window; returns what can be done at once.
     fn plan_window(&mut self, place: &Place<V>, wants: &mut Vec<Want>) -> Result<Ops<V>, TreeError> {
         let mut ops = Vec::new();
+        self.give_up_outdated()?;
         let hold = self.holds_staged();
         // What is to go comes first, for its content may be wanted under another name; then in the
         // order of the journal.
         let moves = |work: &Work<V>| match &work.progress {
-            Progress::Building(_) | Progress::Coming(_) => work.outdated,
-            Progress::Staged(_) | Progress::Whole(_) => work.outdated || !hold,
+            Progress::Building(_) | Progress::Coming(_) => false,
+            Progress::Staged(_) | Progress::Whole(_) => !hold,
             Progress::New => true,
         };
         let due = self.apply.window.iter().filter(|(_, work)| work.removal != Removal::Deferred && moves(work));
@@ -429,12 +430,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         paths.sort_unstable();
         for (_, _, path) in paths {
-            self.give_up_outdated(&path)?;
-            match self.apply.window.get(&path).map(|w| &w.progress) {
-                Some(Progress::Building(_) | Progress::Coming(_)) => continue,
-                Some(Progress::Staged(_) | Progress::Whole(_)) if hold => continue,
-                _ => {}
-            }
             let row = self.index.shared_row(&path)?;
             let (plan, row) = self.plan(place, &path, row, wants)?;
             match plan {
@@ -467,21 +462,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(ops)
     }
 
-    /// Gives up the content that is on its way to a path which is to show another one by now: nobody may have it any
+    /// Gives up the contents that are on their way to paths which are to show others by now: nobody may have them any
     /// more, and what is due would wait for the answer.
-    fn give_up_outdated(&mut self, path: &TreePath) -> Result<(), TreeError> {
-        let Some(work) = self.apply.window.get_mut(path).filter(|work| work.outdated) else { return Ok(()) };
-        work.outdated = false;
-        let coming = match &work.progress {
-            Progress::Coming(hash) => *hash,
-            Progress::Building(building) => building.hash,
-            Progress::New | Progress::Whole(_) | Progress::Staged(_) => return Ok(()),
-        };
-        let row = self.index.shared_row(path)?;
-        let due = self.index.view(path, &row)?.and_then(|view| content_of(&view.value).1);
-        if due != Some(coming) {
-            self.apply.set_progress(path, Progress::New);
-            self.apply.wants.retain(|_, of| of != path);
+    fn give_up_outdated(&mut self) -> Result<(), TreeError> {
+        let mut outdated = Vec::new();
+        for (path, work) in self.apply.window.iter_mut().filter(|(_, work)| work.outdated) {
+            work.outdated = false;
+            match &work.progress {
+                Progress::Coming(hash) => outdated.push((path.clone(), *hash)),
+                Progress::Building(building) => outdated.push((path.clone(), building.hash)),
+                Progress::New | Progress::Whole(_) | Progress::Staged(_) => {}
+            }
+        }
+        for (path, coming) in outdated {
+            let row = self.index.shared_row(&path)?;
+            let due = self.index.view(&path, &row)?.and_then(|view| content_of(&view.value).1);
+            if due != Some(coming) {
+                self.apply.set_progress(&path, Progress::New);
+                self.apply.wants.retain(|_, of| *of != path);
+            }
         }
         Ok(())
     }

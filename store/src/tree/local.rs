@@ -145,7 +145,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// The same for a content of known size: a small one has rows only from the vault, and where it was sought.
     pub(super) fn open_sized(&self, path: &TreePath, size: u64, hash: Hash) -> io::Result<V::File> {
-        self.open_held(path, hash, size > INLINE_BYTES_MAX || self.motion.has_versions || self.sought.has_any())
+        self.open_held(path, hash, size > INLINE_BYTES_MAX || self.motion.has_versions || self.sought.has_swept())
     }
 
     fn open_held(&self, path: &TreePath, hash: Hash, has_rows: bool) -> io::Result<V::File> {

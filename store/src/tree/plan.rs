@@ -94,8 +94,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// The disk shows the view already: Shown takes the entry's context.
     fn take_context(&mut self, path: &TreePath, mut row: Arc<EntryRow>) -> Arc<EntryRow> {
-        let known = row.shown.as_ref().is_some_and(|shown| shown.shown.context == row.entry.context);
-        if !known && show_context(Arc::make_mut(&mut row)) {
+        if !shows_all_known(&row) && show_context(Arc::make_mut(&mut row)) {
             self.index.put_row_later(path, &row);
         }
         row
@@ -116,9 +115,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether there is nothing left to do about a path whose row this is.
     pub(super) fn is_shown_as_due(&self, path: &TreePath, row: &EntryRow) -> Result<bool, TreeError> {
-        let shown = row.shown.as_ref().is_some_and(|shown| shown.shown.context == row.entry.context);
         let resumed = self.partials.contains_key(path);
-        Ok(shown && !resumed && is_settled(row, self.index.view(path, row)?.as_ref()))
+        Ok(shows_all_known(row) && !resumed && is_settled(row, self.index.view(path, row)?.as_ref()))
     }
 
     /// A tree that only sends applies nothing.
@@ -255,6 +253,11 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 /// Whether the disk shows what a path is to show.
 fn is_settled(row: &EntryRow, view: Option<&State>) -> bool {
     agrees(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), view)
+}
+
+/// Whether what is shown is all that is known of a path.
+fn shows_all_known(row: &EntryRow) -> bool {
+    row.shown.as_ref().is_some_and(|shown| shown.shown.context == row.entry.context)
 }
 
 /// What is shown is all that is known of a path; says whether that is new.

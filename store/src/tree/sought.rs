@@ -26,13 +26,12 @@ pub(super) struct Sought {
     hashes: BTreeSet<Hash>,
     sweep: Option<Sweep>,
     next_at: Time,
-    /// Whether anything was looked for since the start: a small content may have rows then.
-    any: bool,
 }
 
 impl Sought {
-    pub(super) const fn has_any(&self) -> bool {
-        self.any
+    /// Whether a sweep began since the start: small contents may have rows then.
+    pub(super) fn has_swept(&self) -> bool {
+        self.next_at != Time::default()
     }
 }
 
@@ -48,7 +47,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Looks for a content that is not where rows lead. Whoever waits for it asks again: [`Tree::arrivals`] rises when
     /// something was found.
     pub fn seek(&mut self, hash: Hash) {
-        self.sought.any = true;
         if self.sought.hashes.len() < SOUGHT_MAX {
             self.sought.hashes.insert(hash);
         }
@@ -56,7 +54,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether rows are to be read at the next call of the applier.
     pub(super) fn is_seeking(&self) -> bool {
-        let Sought { hashes, sweep, next_at, .. } = &self.sought;
+        let Sought { hashes, sweep, next_at } = &self.sought;
         let due = || !hashes.is_empty() && is_due(*next_at, self.now());
         self.index.meta().paired && (sweep.is_some() || due())
     }

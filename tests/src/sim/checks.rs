@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::entry::{Hash, Value};
+use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
 use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
@@ -185,9 +186,16 @@ impl Rest {
     }
 
     /// A node renamed a directory as one unit: what its users had just put there is theirs under the new name.
-    pub(super) fn went_along(&mut self, n: usize, dir: &[u8]) {
-        let Self { put, touched, .. } = self;
-        put.retain(|path| !(related(path, dir) && touched.contains(&(path.clone(), n))));
+    pub(super) fn went_along(&mut self, n: usize, moved: &Moved) {
+        let target = |path: &Vec<u8>| Some(moved.target(&TreePath::parse(path).ok()?)?.as_bytes().to_vec());
+        let theirs = |path: &&Vec<u8>| self.touched.contains(&((*path).clone(), n));
+        let along: Vec<_> =
+            self.put.iter().filter(theirs).filter_map(|path| Some((path.clone(), target(path)?))).collect();
+        for (from, to) in along {
+            self.put.remove(&from);
+            self.put.insert(to.clone());
+            self.touched.insert((to, n));
+        }
     }
 
     /// A disk is lost: what its users put there may be gone with it, and what all showed is where no disk was
@@ -343,10 +351,13 @@ impl World {
         self.check_promises()?;
         // Rules that change leave what they ignored where it was, and what they no longer ignore pairs.
         let ruled = rules::change(self.plan.seed);
-        // What one that only sends has not looked at yet covers all that it passed over until it does.
+        // What one that only sends has not looked at yet covers all that it passed over until it does, and lists it.
+        let entries = self.nodes[first].entries()?;
         let sent = |path: &[u8]| {
+            let lists =
+                TreePath::parse(path).is_ok_and(|path| entries.get(&path).is_some_and(|e| !e.losers.is_empty()));
             let mut senders = (0..self.nodes.len()).filter(|n| self.ways.of(*n) == Direction::Send);
-            senders.any(|n| self.rest.is_touched_by(path, n))
+            lists && senders.any(|n| self.rest.is_touched_by(path, n))
         };
         if let Some(path) = self.rest.put.iter().find(|path| !ruled && !shown.contains_key(*path) && !sent(path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));

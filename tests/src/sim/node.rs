@@ -632,14 +632,6 @@ impl SimNode {
         (between.made, between.deeds, between.linked)
     }
 
-    /// A user acted, and what they took from the tree is owed no more.
-    pub(super) fn disown(&mut self, shown: impl Iterator<Item = Vec<u8>>) {
-        let kept = self.contents(false);
-        for content in shown.filter(|content| !kept.contains(content)) {
-            self.owed.remove(&content);
-        }
-    }
-
     /// No step of the engine takes a content from the disk; users may.
     pub(super) fn check_contents_kept(&mut self, user: bool) -> Result<(), String> {
         if self.model.disk.crashed() || !self.model.disk.is_mounted() {
