@@ -244,3 +244,10 @@ fn a_new_directory_that_is_renamed_while_it_is_read_does_not_return() {
 fn a_link_that_has_the_inode_of_the_directory_before_it_is_seen() {
     run(921_113, false).unwrap();
 }
+
+/// Found by seed 939472, a fault of the engine: a store that was put back wrote a file whose deletion others had forgotten, and one of
+/// them put a link there. What told of the file's mode and owner was gone, and each node gave it its own.
+#[test]
+fn the_writer_of_a_file_tells_its_access_again_where_nobody_does() {
+    run(939_472, false).unwrap();
+}

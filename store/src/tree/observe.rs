@@ -7,7 +7,7 @@ use pleach_protocol::entry::Value;
 use pleach_protocol::mint::{self, Circumstances, Observation, Shown};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
-use pleach_protocol::view::State;
+use pleach_protocol::view::{self, State};
 use pleach_protocol::wire::First;
 
 use super::{MOUNTS_MAX, Tree, TreeError};
@@ -228,7 +228,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             // It is as if it were made now.
             old.shown.state = None;
         }
-        let outcome = mint::observe(entry, &around, &old.shown, disk, how);
+        let mut outcome = mint::observe(entry, &around, &old.shown, disk, how);
+        if let (Observation::Unchanged | Observation::Shows(_), Some(state)) = (&outcome, &mut old.shown.state)
+            && disk.is_some()
+            && self.is_to_tell_access(&row, view::view(entry, &around).as_ref())
+        {
+            state.access = None;
+            outcome = Observation::Changed;
+        }
         let in_the_way = row.live_children > 0 && disk.is_some_and(|disk| disk.value != Value::Dir);
         if in_the_way && self.known_there(path, &row)?.is_none() {
             // Nothing was known to be there, and what is to be beneath was passed, perhaps: both were ignored until now.

@@ -59,7 +59,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok((Plan::Done, row));
         }
         if is_settled(&row, view.as_ref()) {
-            return Ok((Plan::Done, self.take_context(path, row)));
+            return Ok((Plan::Done, self.take_context(path, row, view.as_ref())));
         }
         let observed = match self.is_as_shown(place, path, &row, false) {
             true => Observed::Same,
@@ -86,18 +86,40 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
         }
         if is_settled(&row, view.as_ref()) {
-            return Ok((Plan::Done, self.take_context(path, row)));
+            return Ok((Plan::Done, self.take_context(path, row, view.as_ref())));
         }
         let plan = self.plan_change(place, path, &row, view.as_ref(), wants)?;
         Ok((plan, row))
     }
 
     /// The disk shows the view already: Shown takes the entry's context.
-    fn take_context(&mut self, path: &TreePath, mut row: Arc<EntryRow>) -> Arc<EntryRow> {
-        if !shows_all_known(&row) && show_context(Arc::make_mut(&mut row)) {
+    fn take_context(&mut self, path: &TreePath, mut row: Arc<EntryRow>, view: Option<&State>) -> Arc<EntryRow> {
+        let mut changed = !shows_all_known(&row) && show_context(Arc::make_mut(&mut row));
+        if self.is_to_tell_access(&row, view)
+            && let Some(shown) = &mut Arc::make_mut(&mut row).shown
+        {
+            // Its stamp alone would say that there is nothing to tell.
+            shown.provisional = true;
+            changed = true;
+            self.mark(path, false, false);
+        }
+        if changed {
             self.index.put_row_later(path, &row);
         }
         row
+    }
+
+    /// Whether no entry says any more whose the file is that this node wrote, and its disk does: where a store that was put back
+    /// wrote it while others had forgotten its deletion and put something of another kind there, their context covers what told it.
+    /// Only the writer tells it again, so that all take the same.
+    pub(super) fn is_to_tell_access(&self, row: &EntryRow, view: Option<&State>) -> bool {
+        let shown = row.shown.as_ref().and_then(|shown| shown.shown.state.as_ref());
+        let (Some(view), Some(shown)) = (view, shown) else { return false };
+        let wrote = || {
+            let mut siblings = row.entry.content.iter().filter(|(_, s)| s.content.value() == Some(&view.value));
+            siblings.any(|(dot, _)| dot.actor.node == self.options.node)
+        };
+        view.access.is_none() && shown.access.is_some() && view.value != Value::Dir && !self.receives_only() && wrote()
     }
 
     /// The same for a row that is about to be written, where the applier would come to nothing else.
@@ -107,7 +129,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let view = self.index.view(path, row)?;
         let is_dir = view.as_ref().is_some_and(|v| v.value == Value::Dir);
-        if !self.options.ignore.ignored(path, is_dir) && is_settled(row, view.as_ref()) {
+        let tells = self.is_to_tell_access(row, view.as_ref());
+        if !self.options.ignore.ignored(path, is_dir) && !tells && is_settled(row, view.as_ref()) {
             show_context(row);
         }
         Ok(())
