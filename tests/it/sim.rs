@@ -251,3 +251,17 @@ fn a_link_that_has_the_inode_of_the_directory_before_it_is_seen() {
 fn the_writer_of_a_file_tells_its_access_again_where_nobody_does() {
     run(939_472, false).unwrap();
 }
+
+/// Found by seed 958075: a lost store found an older version of a file than the one whose deletion a wait told everybody of.
+#[test]
+fn a_wait_for_a_deletion_promises_nothing_of_an_older_version_that_a_lost_store_finds() {
+    run(958_075, false).unwrap();
+    run(951_577, false).unwrap();
+}
+
+/// Found by seed 968766: a user put a directory where a file was just replaced, and the disk let it neither be looked at nor put back.
+/// What it held is in the vault, and no journal names it.
+#[test]
+fn a_directory_that_cannot_go_back_is_in_the_vault() {
+    run(968_766, false).unwrap();
+}

@@ -600,7 +600,8 @@ impl World {
         self.say(format!("n{n} carries out {}", format!("{event:?}").chars().take(60).collect::<String>()));
         let outcome = self.nodes[n].carry_out(self.now, event);
         if let Some(moved) = moved.filter(|moved| !stood(self, moved)) {
-            self.rest.went_along(n, &moved);
+            let user = self.nodes[n].model.disk.user();
+            self.rest.went_along(n, &moved, |path| user.stat(path).is_ok());
         }
         self.after_work(n, outcome)?;
         Ok(true)

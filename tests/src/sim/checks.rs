@@ -40,6 +40,8 @@ pub(super) struct Rest {
     undone: BTreeSet<(Vec<u8>, usize)>,
     /// Where a store that was lost since will find directories.
     found_dirs: BTreeSet<Vec<u8>>,
+    /// The files that it will find, and what they hold.
+    found_files: BTreeSet<(Vec<u8>, Vec<u8>)>,
     /// What users wrote into open files.
     stored: BTreeSet<Vec<u8>>,
 }
@@ -186,8 +188,11 @@ impl Rest {
     }
 
     /// A node renamed a directory as one unit: what its users had just put there is theirs under the new name.
-    pub(super) fn went_along(&mut self, n: usize, moved: &Moved) {
-        let target = |path: &Vec<u8>| Some(moved.target(&TreePath::parse(path).ok()?)?.as_bytes().to_vec());
+    pub(super) fn went_along(&mut self, n: usize, moved: &Moved, there: impl Fn(&[u8]) -> bool) {
+        let target = |path: &Vec<u8>| {
+            let target = moved.target(&TreePath::parse(path).ok()?)?.as_bytes().to_vec();
+            there(&target).then_some(target)
+        };
         let theirs = |path: &&Vec<u8>| self.touched.contains(&((*path).clone(), n));
         let along: Vec<_> =
             self.put.iter().filter(theirs).filter_map(|path| Some((path.clone(), target(path)?))).collect();
@@ -237,6 +242,13 @@ impl Rest {
     pub(super) fn store_lost(&mut self, there: &BTreeMap<Vec<u8>, Seen>) {
         let dirs = there.iter().filter(|(_, seen)| seen.kind == Kind::Dir);
         self.found_dirs.extend(dirs.map(|(path, _)| path.clone()));
+        let files = there.iter().filter(|(_, seen)| seen.kind != Kind::Dir);
+        self.found_files.extend(files.map(|(path, seen)| (path.clone(), seen.content.clone())));
+    }
+
+    /// The files at and beneath a path that lost stores found.
+    pub(super) fn found_files<'a>(&'a self, path: &'a [u8]) -> impl Iterator<Item = &'a (Vec<u8>, Vec<u8>)> {
+        self.found_files.iter().filter(move |(found, _)| found.starts_with(path) && related(found, path))
     }
 
     /// Whether a lost store may bring a directory where something else was put meanwhile.
@@ -378,6 +390,7 @@ impl World {
         self.rest.lost.clear();
         self.rest.undone.clear();
         self.rest.found_dirs.clear();
+        self.rest.found_files.clear();
         self.forget_locals();
         Ok(())
     }

@@ -20,7 +20,7 @@ use super::{Random, World, users};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Disks {
     /// Calls and the store fail for a while.
-    trouble: bool,
+    pub(super) trouble: bool,
     /// Disks and stores are put back.
     restores: bool,
     /// The root is unmounted and mounted again.

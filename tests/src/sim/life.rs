@@ -244,6 +244,10 @@ impl World {
             self.outcome.waits += u64::from(confirmed);
             if let Some(promise) = self.promises.iter_mut().find(|p| p.node == n && p.wait == wait) {
                 promise.confirmed = confirmed;
+                // A deletion says what it saw: an older version that a lost store finds is not that (DESIGN.md §2).
+                let outlives =
+                    |path: &[u8]| self.rest.found_files(path).any(|(path, found)| self.minted.put_another(path, found));
+                promise.facts.retain(|path, fact| fact.is_some() || !outlives(path));
             }
             self.promises.retain(|p| p.confirmed || p.node != n || p.wait != wait);
         }

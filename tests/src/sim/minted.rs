@@ -38,6 +38,8 @@ pub(super) struct Minted {
 /// What a tree holds, before or after somebody changes it.
 pub(super) type Tree = BTreeMap<Vec<u8>, Seen>;
 
+const VAULT: &[u8] = b".pleach/vault/";
+
 /// What users did to contents.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Deeds {
@@ -130,6 +132,11 @@ impl Minted {
         self.heads[n] = None;
     }
 
+    /// Whether users put another file at a path since the last rest.
+    pub(super) fn put_another(&self, path: &[u8], content: &[u8]) -> bool {
+        self.deeds.put.iter().any(|(at, is_dir, put)| at == path && !is_dir && put != content)
+    }
+
     /// Whether users of a node only read.
     pub(super) fn only_reads(&self, n: usize) -> bool {
         self.reader == Some(n) || self.writer.is_some_and(|writer| writer != n)
@@ -183,22 +190,28 @@ impl World {
         }
         let filed = self.nodes[n].model.disk.user().snapshot(true).into_iter().filter(|(path, seen)| {
             // What was found in staging is nobody's version.
-            let version = path.strip_prefix(b".pleach/vault/").is_some_and(|name| !name.starts_with(b"found-"));
+            let version = path.strip_prefix(VAULT).is_some_and(|name| !name.starts_with(b"found-"));
             version && seen.kind == Kind::File && seen.content.ends_with(b".")
         });
-        for (_, seen) in filed {
+        for (path, seen) in filed {
             let named = self.minted.named.contains(&Hash(*blake3::hash(&seen.content).as_bytes()));
             // Of a file with other names a copy is filed: what users write through those meanwhile is there, too.
             let shown = || {
                 let same = |other: &Seen| other.content == seen.content;
                 self.faults.disks.links && self.nodes[n].model.seen().values().any(same)
             };
-            if !named && !self.rest.is_stored(&seen.content) && !shown() {
+            if !named && !self.rest.is_stored(&seen.content) && !shown() && !self.stands(&path) {
                 let content = String::from_utf8_lossy(&seen.content);
                 return Err(format!("n{n} took '{content}' away, which no journal ever named"));
             }
         }
         Ok(())
+    }
+
+    /// Whether a version is in a directory that came out where a file was replaced, and that the disk let neither be looked
+    /// at nor put back: no journal names what it holds.
+    fn stands(&self, path: &[u8]) -> bool {
+        self.faults.disks.trouble && path.strip_prefix(VAULT).is_some_and(|version| version.contains(&b'/'))
     }
 
     /// What users made is shown or listed, but for what somebody saw before changing it. At a rest.
@@ -216,7 +229,9 @@ impl World {
             return Err(format!("'{path}' is in conflict, and only one node's users write: {entry:?}"));
         }
         let listed: BTreeSet<Hash> = entries.values().flat_map(contents_of).collect();
-        let shown: BTreeSet<Vec<u8>> = node.model.seen().into_values().map(|seen| seen.content).collect();
+        let mut shown: BTreeSet<Vec<u8>> = node.model.seen().into_values().map(|seen| seen.content).collect();
+        let disks = self.nodes.iter().flat_map(|node| node.model.disk.user().snapshot(true));
+        shown.extend(disks.filter(|(path, _)| self.stands(path)).map(|(_, seen)| seen.content));
         for content in self.minted.deeds.made.difference(&self.minted.deeds.superseded) {
             if !shown.contains(content) && !listed.contains(&Hash(*blake3::hash(content).as_bytes())) {
                 let content = String::from_utf8_lossy(content);
