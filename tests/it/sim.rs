@@ -265,3 +265,11 @@ fn a_wait_for_a_deletion_promises_nothing_of_an_older_version_that_a_lost_store_
 fn a_directory_that_cannot_go_back_is_in_the_vault() {
     run(968_766, false).unwrap();
 }
+
+/// Found by seed 987716: a crash of the machine took a file, and before it came back from a peer a user wrote another: what is newer
+/// by the clocks wins, and theirs was told as what the crash had left, which never does
+/// (`troubles::what_is_written_where_a_crash_took_something_is_a_users`).
+#[test]
+fn what_users_write_where_a_crash_took_something_is_in_conflict_with_it() {
+    run(987_716, false).unwrap();
+}

@@ -394,6 +394,30 @@ fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
     }
 }
 
+/// Found by seed 987716: a crash of the machine took a file that peers had, and a user wrote another before it came back. That is no
+/// leftover of the crash, which never wins.
+#[test]
+fn what_is_written_where_a_crash_took_something_is_a_users() {
+    let (mut a, mut b) = pair();
+    assert!(settle(&mut a, &mut b).unwrap());
+    a.disk.sync();
+    write_alone(&mut a, &["x"]);
+    let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
+    pull(from, a.id, to, b.id, &mut Heard::default()).unwrap();
+    a.tree = None;
+    a.disk.crash();
+    a.disk.restart(CrashKind::Machine { log: Keep::None, data: Data::Lost });
+    a.kv.crash(0);
+    assert!(a.disk.user().stat("x").is_err(), "the crash took it");
+    a.start().unwrap();
+    a.disk.advance(1_000_000_000);
+    a.disk.user().write("x", "another").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for node in [&a, &b] {
+        assert_eq!(node.disk.user().read("x").unwrap(), b"another");
+    }
+}
+
 /// A directory was made, and neither its mode could be set nor could it be taken away again: what it shows by then
 /// is nobody's change (seeds 542, 807, 2053 and 3030).
 #[test]

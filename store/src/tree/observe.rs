@@ -212,6 +212,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let pairing = match (&row.shown, row.pairing) {
             (Some(_), _) => Pairing::No,
             (None, Pairing::No) if !self.index.meta().paired => Pairing::ByTime,
+            // What users made since the machine is up again is not what its crash left.
+            (None, Pairing::Lowest) if found.is_some_and(|f| f.stamp.ctime >= self.options.booted) => Pairing::ByTime,
             (None, pairing) => pairing,
         };
         let mut old = row.shown.clone().unwrap_or_default();

@@ -38,6 +38,8 @@ pub(super) struct Rest {
     lost: BTreeSet<usize>,
     /// What users of a node had removed when its machine crashed.
     undone: BTreeSet<(Vec<u8>, usize)>,
+    /// Where users of whom did something meanwhile.
+    put_over: BTreeSet<(Vec<u8>, usize)>,
     /// Where a store that was lost since will find directories.
     found_dirs: BTreeSet<Vec<u8>>,
     /// The files that it will find, and what they hold.
@@ -61,7 +63,9 @@ impl Rest {
 
     /// A user did something to a path.
     pub(super) fn touch(&mut self, path: &str) {
-        self.undone.remove(&(path.as_bytes().to_vec(), self.user));
+        if let Some(undone) = self.undone.take(&(path.as_bytes().to_vec(), self.user)) {
+            self.put_over.insert(undone);
+        }
         self.touched.insert((path.as_bytes().to_vec(), self.user));
         self.newest.push(path.as_bytes().to_vec());
     }
@@ -285,7 +289,9 @@ impl Rest {
     /// Whether users of a node put something where others had something that the node did not know of: one of
     /// the two loses, and what lost a conflict counts as applied.
     pub(super) fn is_put_unknowing(&self, path: &[u8], n: usize) -> bool {
-        self.emptied.contains(&n) && self.is_touched_by(path, n) && self.shown.keys().any(|shown| related(shown, path))
+        let emptied = self.emptied.contains(&n) && self.shown.keys().any(|shown| related(shown, path));
+        let put_over = || self.put_over.iter().any(|(put, by)| *by == n && related(put, path));
+        self.is_touched_by(path, n) && (emptied || put_over())
     }
 
     /// Whether users of other nodes did something to a path since the last rest.
@@ -389,6 +395,7 @@ impl World {
         self.rest.emptied.clear();
         self.rest.lost.clear();
         self.rest.undone.clear();
+        self.rest.put_over.clear();
         self.rest.found_dirs.clear();
         self.rest.found_files.clear();
         self.forget_locals();
