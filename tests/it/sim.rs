@@ -273,3 +273,10 @@ fn a_directory_that_cannot_go_back_is_in_the_vault() {
 fn what_users_write_where_a_crash_took_something_is_in_conflict_with_it() {
     run(987_716, false).unwrap();
 }
+
+/// Found by seed 1009049: a crash undid the first pairing of a root that follows a peer; what its user put there after the start is
+/// found like all else.
+#[test]
+fn what_is_put_before_a_follower_pairs_once_more_is_found() {
+    run(1_009_049, false).unwrap();
+}

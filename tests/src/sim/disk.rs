@@ -384,6 +384,7 @@ impl World {
         let node = &mut self.nodes[n];
         match started {
             Ok(()) => {
+                node.note_paired();
                 node.trials.was_away = false;
                 node.trials.to_approve = false;
                 if std::mem::take(&mut node.trials.store_lost) {
