@@ -503,7 +503,7 @@ impl<K: Kv> Index<K> {
             self.kv.flush()?;
             self.flush_needed = false;
             self.durable_head = self.meta.head;
-            self.kv.reopen_if_grown(false)?;
+            self.kv.reopen_if_grown()?;
         }
         self.flushes += 1;
         Ok(())

@@ -87,11 +87,11 @@ pub trait Kv: Send {
     /// The engine's; the store is poisoned then.
     fn flush(&mut self) -> Result<(), KvError>;
 
-    /// Re-opens a store that has grown in memory; nothing above it notices. `idle`: nobody waits.
+    /// Re-opens a store that has grown in memory; nothing above it notices.
     ///
     /// # Errors
     /// The engine's; the store is poisoned then.
-    fn reopen_if_grown(&mut self, _idle: bool) -> Result<bool, KvError> {
+    fn reopen_if_grown(&mut self) -> Result<bool, KvError> {
         Ok(false)
     }
 }

@@ -109,7 +109,7 @@ fn run_child(dir: &Path, seed: u64) {
         say("flush", number);
         kv.flush().unwrap();
         say("done", number);
-        kv.reopen_if_grown(false).unwrap();
+        kv.reopen_if_grown().unwrap();
         // What that does to a grown store, too seldom reached here, and reads between the writes.
         if random.below(12) == 0 {
             drop(kv);

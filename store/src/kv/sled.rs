@@ -22,8 +22,7 @@ const CACHE_BYTES: usize = 32 * 1024 * 1024;
 /// A file of the store that is emptier is made compact, a little with each flush: what is written anew for
 /// that is synced, too.
 const FILL_RATIO: f32 = 0.5;
-/// Bytes written since opening at which the store is re-opened when nobody waits, and in any case.
-const GROWN_BYTES_IDLE: u64 = 48 * 1024 * 1024;
+/// Bytes written since opening at which the store is re-opened.
 const GROWN_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// What a row costs beside its bytes: a rewritten leaf holds its neighbours too.
 const ROW_OVERHEAD_BYTES: u64 = 512;
@@ -324,9 +323,8 @@ impl Kv for SledKv {
         if self.log.is_full() { self.flush_db() } else { Ok(()) }
     }
 
-    fn reopen_if_grown(&mut self, idle: bool) -> Result<bool, KvError> {
-        let limit = if idle { GROWN_BYTES_IDLE } else { GROWN_BYTES_MAX };
-        if self.written_bytes < limit {
+    fn reopen_if_grown(&mut self) -> Result<bool, KvError> {
+        if self.written_bytes < GROWN_BYTES_MAX {
             return Ok(false);
         }
         self.flush_db()?;
@@ -419,7 +417,7 @@ mod tests {
             put(&mut kv, &format!("{n:03}"), &[7; 100]);
         }
         kv.written_bytes = GROWN_BYTES_MAX;
-        assert!(kv.reopen_if_grown(false).unwrap());
+        assert!(kv.reopen_if_grown().unwrap());
         assert_eq!(kv.range(b"", None, 1000).unwrap().len(), 100);
         assert_eq!(kv.range(b"010", Some(b"020"), 5).unwrap().len(), 5);
     }
