@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::{Moment, Output, TreeOffer};
 use pleach_protocol::version::NodeId;
-use pleach_protocol::wire::Standing;
+use pleach_protocol::wire::{CONTENT_BYTES_MAX, Standing};
 use pleach_store::kv::sled::SledKv;
 use pleach_store::root::RootError;
 use pleach_store::tree::{HookId, ScanStats, Tree, TreeError};
@@ -67,6 +67,9 @@ const MARK_EVERY: Duration = Duration::from_secs(10);
 const HOURLY: Duration = Duration::from_secs(3_600);
 /// Things taken from the channel before the tree's work goes on.
 const EVENTS_MAX: usize = 1_000;
+/// Bytes of large contents taken in before the tree's work goes on: as long as one comes there is always more, and a small change
+/// would wait for a thousand pieces of it.
+const RECEIVED_ENOUGH: usize = 4 * 1024 * 1024;
 /// Rows of peers taken in before they are applied: their flush is that of the batch which names their files.
 const MERGED_ENOUGH: usize = 512;
 
@@ -574,7 +577,7 @@ impl Running<'_> {
             }
         };
         let began = Instant::now();
-        let (mut taken, mut merged) = (0, 0);
+        let (mut taken, mut merged, mut received) = (0, 0, 0);
         while let Some(event) = next {
             // Whoever reads our journal asks for the next rows at once: a long one goes out in one go.
             let reads = matches!(event, Event::Output { output: Output::ReadRows { .. }, .. });
@@ -583,9 +586,15 @@ impl Running<'_> {
                 Event::Output { output: Output::MergeAlike { alike, .. }, .. } => alike.dots.len(),
                 _ => 0,
             };
+            received += match &event {
+                Event::Output { output: Output::Received { bytes, .. }, .. } if bytes.len() == CONTENT_BYTES_MAX => {
+                    bytes.len()
+                }
+                _ => 0,
+            };
             self.take(event)?;
             taken += 1;
-            let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH;
+            let enough = taken >= EVENTS_MAX || merged >= MERGED_ENOUGH || received >= RECEIVED_ENOUGH;
             let awaited = (reads && began.elapsed() < READ_ON_MAX).then_some(READ_ON);
             next = self.keeper.events.next(enough, awaited);
         }
