@@ -233,8 +233,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let mut outcome = mint::observe(entry, &around, &old.shown, disk, how);
         if let (Observation::Unchanged | Observation::Shows(_), Some(state)) = (&outcome, &mut old.shown.state)
             && disk.is_some()
+            && row.entry.access.values().all(|access| access.of != state.value.kind())
             && self.is_to_tell_access(&row, view::view(entry, &around).as_ref())
         {
+            // It is minted as if a chmod had made it.
             state.access = None;
             outcome = Observation::Changed;
         }
