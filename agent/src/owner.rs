@@ -553,9 +553,10 @@ impl Running<'_> {
     /// Waits for something to do, then takes what is there.
     fn wait(&mut self) -> Result<(), TreeError> {
         let due_soon = self.tree.next_retry().is_some() || !self.is_quiet();
-        // A copy within this disk and a journal go on at once, and give way to whatever came meanwhile; in a paused
+        // A scan, a long file, a copy within this disk and a journal go on at once, and give way to whatever came meanwhile; in a paused
         // tree nothing goes on.
-        let goes_on = self.tree.rescan().is_some() || self.tree.goes_on() && !self.keeper.paused;
+        let goes_on =
+            self.tree.rescan().is_some() || self.tree.reads_on() || self.tree.goes_on() && !self.keeper.paused;
         let pause = match (goes_on, self.looks.again_after(Instant::now())) {
             (true, _) => Duration::ZERO,
             (false, Some(pause)) => pause,

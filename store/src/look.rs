@@ -52,6 +52,8 @@ pub enum Look {
     Mount,
     /// Somebody is writing; look again when they are done.
     Busy,
+    /// It is long, and not read to its end yet.
+    Unread,
     /// It is there.
     Found(Box<Found>),
 }
@@ -71,6 +73,16 @@ pub struct Found {
     pub read: Option<Vec<u8>>,
     /// Its chunks, where it was cut.
     pub cut: Option<Manifest>,
+}
+
+/// How much of a file that has to be read one look reads.
+pub(crate) enum Reads<'a, V: Vfs> {
+    /// All of it.
+    All,
+    /// Nothing where there is more than so many bytes.
+    Short(u64),
+    /// So many bytes, and all that is kept here of the looks before.
+    Step(u64, &'a mut Option<Reading<V>>),
 }
 
 impl Look {
@@ -99,7 +111,7 @@ pub fn stamp_of(meta: &Meta) -> Stamp {
 /// # Errors
 /// What the file system says, but for a name that is gone.
 pub fn look<V: Vfs>(vfs: &V, dir: &V::Dir, name: &[u8], known: Option<&ShownRow>, care: Care) -> io::Result<Look> {
-    look_and_cut(vfs, dir, name, (known, || None), care)
+    look_and_cut(vfs, dir, name, (known, || None), (care, Reads::All))
 }
 
 /// The same; a file that is read is also cut where there is something to cut it.
@@ -111,7 +123,7 @@ pub(crate) fn look_and_cut<V: Vfs>(
     dir: &V::Dir,
     name: &[u8],
     (known, cutter): (Option<&ShownRow>, impl FnOnce() -> Option<Cutter>),
-    care: Care,
+    (care, reads): (Care, Reads<'_, V>),
 ) -> io::Result<Look> {
     let Some(meta) = vfs.stat(dir, name)? else { return Ok(Look::Gone) };
     if meta.mount_point {
@@ -135,7 +147,13 @@ pub(crate) fn look_and_cut<V: Vfs>(
             Ok(found(state, stamp, false, meta.links))
         }
         Kind::File if !care.take_open && age(&meta, care.now) < care.settle => Ok(Look::Busy),
-        Kind::File => look_into(vfs, dir, name, (known, cutter), care),
+        Kind::File => match reads {
+            Reads::Short(most) if meta.size > most => Ok(Look::Unread),
+            Reads::Step(bytes, reading) if reading.is_some() || meta.size > bytes => {
+                read_on(vfs, (dir, name, &meta), (known, cutter), care, (bytes, reading))
+            }
+            _ => look_into(vfs, dir, name, (known, cutter), care),
+        },
     }
 }
 
@@ -156,60 +174,125 @@ fn look_into<V: Vfs>(
     (known, cutter): (Option<&ShownRow>, impl FnOnce() -> Option<Cutter>),
     care: Care,
 ) -> io::Result<Look> {
+    let (file, before) = match open_to_read(vfs, dir, name, known, care)? {
+        Ok(opened) => opened,
+        Err(look) => return Ok(look),
+    };
+    let read = read_file(vfs, &file, before.size, cutter)?;
+    judge_read(vfs, (&file, &before), read, known, care)
+}
+
+/// A file that is read a step at a time.
+pub(crate) struct Reading<V: Vfs> {
+    file: V::File,
+    before: Meta,
+    /// When that was so.
+    began: Time,
+    content: Content,
+}
+
+/// Reads so many bytes more of a file, of which `meta` is what its name says now.
+fn read_on<V: Vfs>(
+    vfs: &V,
+    (dir, name, meta): (&V::Dir, &[u8], &Meta),
+    (known, cutter): (Option<&ShownRow>, impl FnOnce() -> Option<Cutter>),
+    care: Care,
+    (bytes, kept): (u64, &mut Option<Reading<V>>),
+) -> io::Result<Look> {
+    let mut reading = match kept.take() {
+        Some(reading) if reading.before.inode != meta.inode => return Ok(Look::Busy),
+        Some(reading) if Stamp::of(&reading.before) != Stamp::of(meta) && !care.take_open => return Ok(Look::Busy),
+        Some(reading) => reading,
+        None => match open_to_read(vfs, dir, name, known, care)? {
+            Ok((file, before)) => {
+                let content = Content::new(cutter_for(before.size, cutter));
+                Reading { file, before, began: care.now, content }
+            }
+            Err(look) => return Ok(look),
+        },
+    };
+    if !reading.content.read_on(vfs, &reading.file, bytes)? {
+        *kept = Some(reading);
+        return Ok(Look::Unread);
+    }
+    let Reading { file, before, began, content } = reading;
+    let (hash, size, cut) = content.finish();
+    judge_read(vfs, (&file, &before), (hash, size, None, cut), known, Care { now: began, ..care })
+}
+
+/// Opens a file that has to be read; what there is to say instead where it cannot be read now.
+fn open_to_read<V: Vfs>(
+    vfs: &V,
+    dir: &V::Dir,
+    name: &[u8],
+    known: Option<&ShownRow>,
+    care: Care,
+) -> io::Result<Result<(V::File, Meta), Look>> {
     let file = match vfs.open_file(dir, name) {
         Ok(file) => file,
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Look::Gone),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Err(Look::Gone)),
         // A write lease is held (Samba), or the kind changed under us: look again.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ELOOP)) => return Ok(Look::Busy),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ELOOP)) => return Ok(Err(Look::Busy)),
         Err(error) => return Err(error),
     };
     let writing = vfs.writers(&file) == Writers::Some;
     if writing && !care.take_open {
-        return Ok(Look::Busy);
+        return Ok(Err(Look::Busy));
     }
     if writing || known.is_some_and(|k| k.provisional) {
         // So that a later store through a mapping changes the stamp again.
         vfs.write_back(&file)?;
     }
     let before = vfs.stat_file(&file)?;
-    let (hash, size, read, cut) = read_file(vfs, &file, before.size, cutter)?;
-    let writers = vfs.writers(&file);
-    let after = vfs.stat_file(&file)?;
-    if Stamp::of(&before) != Stamp::of(&after) && !care.take_open {
+    Ok(Ok((file, before)))
+}
+
+/// Says what was found, once all of it was read.
+fn judge_read<V: Vfs>(
+    vfs: &V,
+    (file, before): (&V::File, &Meta),
+    (hash, size, read, cut): Read,
+    known: Option<&ShownRow>,
+    care: Care,
+) -> io::Result<Look> {
+    let writers = vfs.writers(file);
+    let after = vfs.stat_file(file)?;
+    if Stamp::of(before) != Stamp::of(&after) && !care.take_open {
         return Ok(Look::Busy);
     }
     let age = care.now.nanos_since_epoch().saturating_sub(before.ctime.nanos_since_epoch());
     let racy = care.coarse && age < RACY_NANOS;
     let value = Value::File { size, hash };
-    let state = State { value, mtime: Some(before.mtime), access: Some(access_of(&before, known, care.owners)) };
-    let provisional = racy || writers != Writers::None && writers != Writers::Unknown || before != after;
-    let (stamp, links) = (Stamp::of(&before), before.links);
+    let state = State { value, mtime: Some(before.mtime), access: Some(access_of(before, known, care.owners)) };
+    let provisional = racy || writers != Writers::None && writers != Writers::Unknown || *before != after;
+    let (stamp, links) = (Stamp::of(before), before.links);
     Ok(Look::Found(Box::new(Found { state, stamp, provisional, links, read, cut })))
 }
 
 /// A content that was read: hash, length that was hashed, bytes where these are few, chunks where it was cut.
 type Read = (Hash, u64, Option<Vec<u8>>, Option<Manifest>);
 
+/// What cuts a file of about this length, if it is to be cut.
+fn cutter_for(about: u64, cutter: impl FnOnce() -> Option<Cutter>) -> Option<Cutter> {
+    let is_cut = about > KEPT_BYTES_MAX as u64 && about <= CUT_BYTES_MAX;
+    is_cut.then(cutter).flatten()
+}
+
 /// Reads and hashes a file of about this length.
 fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64, cutter: impl FnOnce() -> Option<Cutter>) -> io::Result<Read> {
-    let is_cut = about > KEPT_BYTES_MAX as u64 && about <= CUT_BYTES_MAX;
-    if let Some(cutter) = is_cut.then(cutter).flatten() {
-        let (hash, size, cut) = hash_and_cut(vfs, file, cutter)?;
-        return Ok((hash, size, None, Some(cut)));
+    if let Some(small) = usize::try_from(about).ok().filter(|bytes| *bytes <= KEPT_BYTES_MAX) {
+        let mut bytes = vec![0; small + 1];
+        let filled = read_piece(vfs, file, 0, &mut bytes)?;
+        if filled < bytes.len() {
+            bytes.truncate(filled);
+            return Ok((Hash(*blake3::hash(&bytes).as_bytes()), filled as u64, Some(bytes), None));
+        }
+        // It grew meanwhile.
     }
-    let Some(small) = usize::try_from(about).ok().filter(|bytes| *bytes <= KEPT_BYTES_MAX) else {
-        let (hash, size) = hash_file(vfs, file)?;
-        return Ok((hash, size, None, None));
-    };
-    let mut bytes = vec![0; small + 1];
-    let filled = read_piece(vfs, file, 0, &mut bytes)?;
-    if filled < bytes.len() {
-        bytes.truncate(filled);
-        return Ok((Hash(*blake3::hash(&bytes).as_bytes()), filled as u64, Some(bytes), None));
-    }
-    // It grew meanwhile.
-    let (hash, size) = hash_file(vfs, file)?;
-    Ok((hash, size, None, None))
+    let mut content = Content::new(cutter_for(about, cutter));
+    content.read_on(vfs, file, u64::MAX)?;
+    let (hash, size, cut) = content.finish();
+    Ok((hash, size, None, cut))
 }
 
 /// Fills a buffer from an offset on; returns how much there was, less than it holds only at the end.
@@ -224,23 +307,48 @@ fn read_piece<V: Vfs>(vfs: &V, file: &V::File, offset: u64, bytes: &mut [u8]) ->
     Ok(filled)
 }
 
-/// Hashes and cuts an open file at the same time.
-fn hash_and_cut<V: Vfs>(vfs: &V, file: &V::File, cutter: Cutter) -> io::Result<(Hash, u64, Manifest)> {
-    let (mut hasher, cutter) = (blake3::Hasher::new(), Mutex::new(cutter));
-    let (mut buffer, mut offset) = (vec![0; PIECE_BYTES], 0);
-    loop {
-        let n = read_piece(vfs, file, offset, &mut buffer)?;
-        let bytes = &buffer[..n];
-        let cut = || cutter.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes);
-        let hash = || {
-            hasher.update(bytes);
-        };
-        hands::both(vfs, cut, hash);
-        offset += n as u64;
-        if n < buffer.len() {
-            let cutter = cutter.into_inner().unwrap_or_else(PoisonError::into_inner);
-            return Ok((Hash(*hasher.finalize().as_bytes()), offset, cutter.finish()));
+/// A content that is hashed, and cut at the same time where there is something to cut it.
+struct Content {
+    hasher: blake3::Hasher,
+    cutter: Option<Mutex<Cutter>>,
+    offset: u64,
+}
+
+impl Content {
+    fn new(cutter: Option<Cutter>) -> Self {
+        Self { hasher: blake3::Hasher::new(), cutter: cutter.map(Mutex::new), offset: 0 }
+    }
+
+    /// Reads so many bytes more; returns whether that was the end.
+    fn read_on<V: Vfs>(&mut self, vfs: &V, file: &V::File, bytes: u64) -> io::Result<bool> {
+        let piece = if self.cutter.is_some() { PIECE_BYTES } else { READ_BYTES };
+        let mut buffer = vec![0; usize::try_from(bytes).map_or(piece, |bytes| piece.min(bytes))];
+        let end = self.offset.saturating_add(bytes);
+        while self.offset < end {
+            let n = read_piece(vfs, file, self.offset, &mut buffer)?;
+            let read = &buffer[..n];
+            let (hasher, cutter) = (&mut self.hasher, &self.cutter);
+            let mut hash = || {
+                hasher.update(read);
+            };
+            match cutter {
+                None => hash(),
+                Some(cutter) => {
+                    let cut = || cutter.lock().unwrap_or_else(PoisonError::into_inner).feed(read);
+                    hands::both(vfs, cut, hash);
+                }
+            }
+            self.offset += n as u64;
+            if n < buffer.len() {
+                return Ok(true);
+            }
         }
+        Ok(false)
+    }
+
+    fn finish(self) -> (Hash, u64, Option<Manifest>) {
+        let cutter = self.cutter.map(|cutter| cutter.into_inner().unwrap_or_else(PoisonError::into_inner));
+        (Hash(*self.hasher.finalize().as_bytes()), self.offset, cutter.map(Cutter::finish))
     }
 }
 
@@ -249,17 +357,10 @@ fn hash_and_cut<V: Vfs>(vfs: &V, file: &V::File, cutter: Cutter) -> io::Result<(
 /// # Errors
 /// What reading says.
 pub fn hash_file<V: Vfs>(vfs: &V, file: &V::File) -> io::Result<(Hash, u64)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; READ_BYTES];
-    let mut offset = 0;
-    loop {
-        let n = vfs.read_at(file, offset, &mut buffer)?;
-        if n == 0 {
-            return Ok((Hash(*hasher.finalize().as_bytes()), offset));
-        }
-        hasher.update(&buffer[..n]);
-        offset += n as u64;
-    }
+    let mut content = Content::new(None);
+    content.read_on(vfs, file, u64::MAX)?;
+    let (hash, size, _) = content.finish();
+    Ok((hash, size))
 }
 
 /// Mode and owner as an entry has them. Where owners are not ours to set, one that did not change

@@ -49,6 +49,7 @@ mod partial;
 mod perform;
 mod plan;
 mod push;
+mod reading;
 mod recover;
 mod release;
 mod scan;
@@ -66,6 +67,7 @@ pub use fallback::{LIST_SUFFIX, sent_record};
 pub use hooks::{HookId, HookPlace};
 pub use observe::Observed;
 pub use push::{PushGone, PushItem, PushPlan, PushResult};
+pub use reading::READ_AT_ONCE;
 pub use scan::{Scan, ScanStats};
 
 /// Says why a tree cannot go on.
@@ -120,6 +122,8 @@ pub struct TreeOptions {
     pub resumable_bytes_min: u64,
     /// Which contents are cut, and how.
     pub cuts: Cuts,
+    /// A changed file that is longer is read in steps of so many bytes, between all else.
+    pub read_at_once: u64,
     /// The ignore rules of the config.
     pub ignore: IgnoreRules,
     /// Directories that appear only when complete, in the same syntax.
@@ -155,6 +159,8 @@ pub struct Tree<V: Vfs, K: Kv> {
     rescan: Option<Scan<V>>,
     /// Paths to look at again, bounded by [`DIRTY_MAX`]; more make a scan due.
     dirty: BTreeMap<TreePath, Dirty>,
+    /// Those of them that are long files, and are read a step at a time; bounded alike.
+    long: reading::LongFiles<V>,
     apply: apply::Applier<V>,
     late: displace::LateWriters,
     unlisted: unlisted::Unlisted<V>,
@@ -228,6 +234,13 @@ struct Dirty {
     take_open: bool,
 }
 
+impl Dirty {
+    const fn add(&mut self, other: Self) {
+        self.rehash |= other.rehash;
+        self.take_open |= other.take_open;
+    }
+}
+
 impl<V: Vfs, K: Kv> std::fmt::Debug for Tree<V, K> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tree")
@@ -283,6 +296,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             scan_due: true,
             rescan: None,
             dirty: BTreeMap::new(),
+            long: reading::LongFiles::default(),
             apply: apply::Applier::new(applied, staged_max),
             late: displace::LateWriters::default(),
             unlisted: unlisted::Unlisted::default(),
@@ -425,7 +439,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Whether nothing is known to have changed on the disk that is not in the journal.
     pub fn has_looked(&self) -> bool {
-        !self.is_scan_due() && self.dirty.is_empty()
+        !self.is_scan_due() && self.dirty.is_empty() && !self.reads_on()
     }
 
     /// Whether nothing waits to be looked at, fetched or applied.
@@ -473,9 +487,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.scan_due = true;
             return;
         }
-        let dirty = self.dirty.entry(path.clone()).or_default();
-        dirty.rehash |= rehash;
-        dirty.take_open |= take_open;
+        self.dirty.entry(path.clone()).or_default().add(Dirty { rehash, take_open });
     }
 
     /// Lists a path as a problem: something about it cannot be said or done.

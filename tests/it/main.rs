@@ -12,6 +12,7 @@ mod histories;
 mod hooks;
 mod ignore;
 mod moves;
+mod reading;
 mod relay;
 mod release;
 mod renames;

@@ -81,6 +81,7 @@ impl Node {
             booted: self.disk.booted(),
             resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
             cuts: pleach_store::tree::Cuts::default(),
+            read_at_once: pleach_store::tree::READ_AT_ONCE,
             atomic: IgnoreRules::new(&[]).unwrap(),
             ignore: IgnoreRules::new(&ignore).unwrap(),
         };

@@ -20,6 +20,9 @@ const RESUMABLE_BYTES_MIN: u64 = 12;
 /// Contents are cut into the shortest chunks.
 const CUTS: Cuts = Cuts { bytes_min: 1_500, sizes: ChunkSizes { min: 64, average: 256, max: 1024 } };
 
+/// A longer file is read in such steps.
+const READ_AT_ONCE: u64 = 4_096;
+
 /// A tree on the modelled disk.
 pub type ModelTree = Tree<ModelVfs, MemoryKv>;
 
@@ -118,6 +121,7 @@ impl ModelNode {
             booted: self.disk.booted(),
             resumable_bytes_min: RESUMABLE_BYTES_MIN,
             cuts: CUTS,
+            read_at_once: READ_AT_ONCE,
             atomic: IgnoreRules::new(&self.atomic).expect("the test's rules are good"),
             ignore: IgnoreRules::new(&self.ignore).expect("the test's rules are good"),
         };

@@ -208,12 +208,14 @@ impl Running<'_> {
             };
             self.tree.look_again(path, true, due || take_all);
         }
-        let busy = self.tree.catch_up_by(RESCANNED_AT_ONCE)?;
+        let busy = if take_all { self.tree.catch_up()? } else { self.tree.catch_up_by(RESCANNED_AT_ONCE)? };
         let mut kept = std::mem::take(&mut self.looks.kept);
         for path in busy {
             let at = kept.remove(&path).unwrap_or(Kept { since: now, touched: now });
             self.looks.kept.insert(path, at);
         }
+        // What is read again and again, for it changes meanwhile, is taken as it is in the end, too.
+        self.looks.kept.extend(kept.into_iter().filter(|(path, _)| self.tree.is_reading(path)));
         self.tree.check_late_writers()?;
         self.tree.sync_minted(false)
     }

@@ -93,6 +93,7 @@ pub(super) fn open(setup: &TreeSetup, approved: bool, inbox: &Sender<Event>) -> 
         settle: setup.config.settle,
         resumable_bytes_min: pleach_store::tree::RESUMABLE_BYTES_MIN,
         cuts: pleach_store::tree::Cuts::default(),
+        read_at_once: pleach_store::tree::READ_AT_ONCE,
         direction: setup.config.direction,
         // Without an agent as its peer there is nobody to wait for.
         first: setup.config.first.filter(|_| !setup.takers.peers.is_empty()),

@@ -330,7 +330,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.write_part((&part.path, row), before.as_ref(), gone, *taught_by, &writer)?;
         }
         let dirty = std::mem::take(&mut self.dirty);
-        for (path, how) in dirty {
+        for (path, how) in dirty.into_iter().chain(self.long.take()) {
             let path = moved.target(&path).unwrap_or(path);
             self.mark(&path, how.rehash, how.take_open);
         }

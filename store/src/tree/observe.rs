@@ -10,9 +10,9 @@ use pleach_protocol::time::Time;
 use pleach_protocol::view::{self, State};
 use pleach_protocol::wire::First;
 
-use super::{MOUNTS_MAX, Tree, TreeError};
+use super::{Dirty, MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
-use crate::look::{self, Care, Found, Look};
+use crate::look::{self, Care, Found, Look, Reads};
 use crate::root::Place;
 use crate::rows::{EntryRow, Pairing, ShownRow, Stamp};
 use crate::vfs::{Kind, Vfs};
@@ -36,6 +36,8 @@ pub enum Observed {
     Local,
     /// A writer is at work: look again when they are done.
     Busy,
+    /// It is long, and not read to its end yet.
+    Unread,
     /// The path is ignored, skipped, or not there to be judged.
     Skipped,
     /// The path could not be read; it is listed as a problem.
@@ -65,6 +67,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         rehash: bool,
         take_open: bool,
     ) -> Result<Observed, TreeError> {
+        self.observe_reading(place, path, Dirty { rehash, take_open }, Reads::All)
+    }
+
+    pub(super) fn observe_reading(
+        &mut self,
+        place: &Place<V>,
+        path: &TreePath,
+        Dirty { rehash, take_open }: Dirty,
+        reads: Reads<'_, V>,
+    ) -> Result<Observed, TreeError> {
         if self.waits {
             return Ok(Observed::Skipped);
         }
@@ -78,7 +90,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let care = Care { rehash, take_open, ..self.care() };
         let known = self.known_there(path, &row)?;
         let seen = match self.open_parent(place, path) {
-            Ok(Some(dir)) => self.look_at(&dir, path, known.as_ref(), care),
+            Ok(Some(dir)) => self.look_at(&dir, path, known.as_ref(), (care, reads)),
             Ok(None) => Ok(Look::Gone),
             Err(error) => Err(error),
         };
@@ -91,9 +103,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         dir: &V::Dir,
         path: &TreePath,
         known: Option<&ShownRow>,
-        care: Care,
+        (care, reads): (Care, Reads<'_, V>),
     ) -> io::Result<Look> {
-        look::look_and_cut(&*self.vfs, dir, path.name(), (known, || self.cutter_like(known)), care)
+        look::look_and_cut(&*self.vfs, dir, path.name(), (known, || self.cutter_like(known)), (care, reads))
     }
 
     /// Whether a look at a path can only find what is recorded, by its stamp or because nothing is there and
@@ -144,6 +156,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             Ok(Look::Busy) => {
                 self.pair_unread_local(path, row);
                 return Ok(Observed::Busy);
+            }
+            Ok(Look::Unread) => {
+                self.pair_unread_local(path, row);
+                return Ok(Observed::Unread);
             }
             Ok(Look::Mount) => {
                 if self.mounts.len() < MOUNTS_MAX {

@@ -66,7 +66,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             false => self.observe_in(place, path, false, false)?,
         };
         match observed {
-            Observed::Busy => {
+            Observed::Busy | Observed::Unread => {
                 self.mark(path, false, false);
                 return Ok((Plan::Fail("a program is writing it".into()), row));
             }

@@ -8,10 +8,10 @@ use pleach_protocol::path::TreePath;
 
 use self::ahead::Shows;
 use super::observe::is_no_dir;
-use super::{Observed, Tree, TreeError, hands, is_due};
+use super::{Dirty, Observed, Tree, TreeError, hands, is_due};
 use crate::ignore;
 use crate::kv::Kv;
-use crate::look::{self, Look};
+use crate::look::{self, Look, Reads};
 use crate::root::{PRIVATE, Place};
 use crate::rows::{EntryRow, Pairing};
 use crate::vfs::{Kind, RootIdentity, Vfs};
@@ -105,6 +105,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub fn scan(&mut self) -> Result<ScanStats, TreeError> {
         let mut scan = self.begin_scan();
         while !self.scan_on(&mut scan, u64::MAX)? {}
+        while self.reads_on() {
+            let place = self.enter()?;
+            if let Some(busy) = self.read_long(&place)? {
+                self.mark(&busy, false, false);
+            }
+        }
         Ok(scan.stats)
     }
 
@@ -318,9 +324,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) {
         let is_new = |path: &&TreePath| !looks.contains_key(*path) && self.is_new(path, names, known);
         let mut new: Vec<&TreePath> = paths.iter().filter(is_new).collect();
-        let (vfs, care) = (&*self.vfs, self.care());
-        let seen = hands::each(vfs, &place.root, &mut new, |_, path| look::look(vfs, dir, path.name(), None, care));
+        let (vfs, care, most) = (&*self.vfs, self.care(), self.scan_reads_max());
+        let seen = hands::each(vfs, &place.root, &mut new, |_, path| {
+            look::look_and_cut(vfs, dir, path.name(), (None, || None), (care, Reads::Short(most)))
+        });
         looks.extend(new.into_iter().cloned().zip(seen));
+    }
+
+    /// The longest file that a scan reads. Longer ones wait until other changes had their turn, but not where what is found
+    /// pairs.
+    const fn scan_reads_max(&self) -> u64 {
+        if self.index.meta().paired && !self.pairs_locals { self.options.read_at_once } else { u64::MAX }
     }
 
     /// Directories in which something is to be looked at although it shows what it showed.
@@ -351,7 +365,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         stats.entries += 1;
-        let seen = seen.unwrap_or_else(|| self.look_at(dir, &child, there.as_ref(), self.care()));
+        let reads = Reads::Short(self.scan_reads_max());
+        let seen = seen.unwrap_or_else(|| self.look_at(dir, &child, there.as_ref(), (self.care(), reads)));
         let mut is_dir = false;
         if let Ok(Look::Found(found)) = &seen {
             is_dir = found.state.value == Value::Dir;
@@ -367,6 +382,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 stats.busy += 1;
                 self.mark(&child, false, false);
             }
+            Observed::Unread => self.read_later(&child, Dirty::default()),
             _ => {}
         }
         Ok(is_dir.then_some(child))
@@ -466,10 +482,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !self.catch_up_scan(u64::MAX)? {
             self.catch_up_scan(u64::MAX)?;
         }
-        self.look_at_dirty()
+        let mut busy = self.look_at_dirty()?;
+        while self.reads_on() {
+            busy.append(&mut self.look_at_dirty()?);
+        }
+        Ok(busy)
     }
 
-    /// The same, but of a scan that is due only about so many entries; the next call goes on with it.
+    /// The same, but of a scan that is due only about so many entries, and of what is long only one step; the next call goes
+    /// on with it.
     ///
     /// # Errors
     /// As [`Tree::scan`].
@@ -482,6 +503,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.waits {
             // All is looked at when it pairs.
             self.dirty.clear();
+            self.long.take();
             self.rescan = None;
             return Ok(true);
         }
@@ -495,16 +517,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.catch_up_with_gone()?;
         self.retry_unseen()?;
         let due = std::mem::take(&mut self.dirty);
-        if due.is_empty() {
+        if due.is_empty() && !self.reads_on() {
             return Ok(Vec::new());
         }
         let place = self.enter()?;
         let mut busy = Vec::new();
         for (path, how) in due {
-            if self.observe_in(&place, &path, how.rehash, how.take_open)? == Observed::Busy {
+            if self.look_at_short(&place, &path, how)? == Observed::Busy {
                 busy.push(path);
             }
         }
+        busy.extend(self.read_long(&place)?);
         Ok(busy)
     }
 
