@@ -105,6 +105,32 @@ fn more_long_files_than_are_read_at_a_time_are_all_read() {
 }
 
 #[test]
+fn nothing_goes_on_while_writers_keep_long_files() {
+    let (mut a, mut b) = pair();
+    rest(&mut a, &mut b);
+    let names = ["log0", "log1", "log2"];
+    let mut open = Vec::new();
+    for name in names {
+        a.disk.user().write(name, vec![1; LONG_BYTES]).unwrap();
+        open.push(a.disk.user().open_writing(name).unwrap());
+        tree(&mut a).look_again(&path(name), true, false);
+    }
+    // Whoever asks again and again finds nothing to do.
+    for _ in 0..3 {
+        assert_eq!(tree(&mut a).catch_up_by(100).unwrap(), names.map(path));
+        assert!(!tree(&mut a).reads_on());
+        names.iter().for_each(|name| tree(&mut a).look_again(&path(name), true, false));
+    }
+    open.truncate(1);
+    look(&mut a, &[]);
+    assert!(tree(&mut a).is_reading(&path("log1")) && tree(&mut a).is_reading(&path("log2")));
+    open.clear();
+    finish(&mut a);
+    assert!(names.iter().all(|name| tells(&mut a, name)));
+    rest(&mut a, &mut b);
+}
+
+#[test]
 fn what_happens_to_a_long_file_while_it_is_read_is_seen() {
     let other = || vec![7; LONG_BYTES];
     type Change<'a> = (&'a [&'a str], Box<dyn Fn(&ModelUser) + 'a>);

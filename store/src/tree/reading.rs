@@ -94,17 +94,26 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// Reads a step of one long file. Returns the path if a writer keeps it.
-    pub(super) fn read_long(&mut self, place: &Place<V>) -> Result<Option<TreePath>, TreeError> {
-        let Some((path, how)) = self.long.next() else { return Ok(None) };
-        let mut reading = self.long.readings.remove(&path);
-        let reads = Reads::Step(self.options.read_at_once, &mut reading);
-        let observed = self.observe_reading(place, &path, how, reads)?;
-        self.long.last = path.clone();
-        match (observed, reading) {
-            (Observed::Unread, Some(reading)) => drop(self.long.readings.insert(path.clone(), reading)),
-            _ => self.long.forget(&path),
+    /// Reads a step of one long file. Returns those that turned out to be kept by a writer.
+    pub(super) fn read_long(&mut self, place: &Place<V>) -> Result<Vec<TreePath>, TreeError> {
+        let mut busy = Vec::new();
+        while let Some((path, how)) = self.long.next() {
+            let mut reading = self.long.readings.remove(&path);
+            let reads = Reads::Step(self.options.read_at_once, &mut reading);
+            let observed = self.observe_reading(place, &path, how, reads)?;
+            self.long.last = path.clone();
+            match (observed, reading) {
+                (Observed::Unread, Some(reading)) => drop(self.long.readings.insert(path, reading)),
+                (Observed::Busy, _) => {
+                    self.long.forget(&path);
+                    busy.push(path);
+                    // The next one, or it would be due again before that had its turn.
+                    continue;
+                }
+                _ => self.long.forget(&path),
+            }
+            break;
         }
-        Ok((observed == Observed::Busy).then_some(path))
+        Ok(busy)
     }
 }

@@ -107,7 +107,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         while !self.scan_on(&mut scan, u64::MAX)? {}
         while self.reads_on() {
             let place = self.enter()?;
-            if let Some(busy) = self.read_long(&place)? {
+            for busy in self.read_long(&place)? {
                 self.mark(&busy, false, false);
             }
         }
@@ -527,7 +527,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 busy.push(path);
             }
         }
-        busy.extend(self.read_long(&place)?);
+        busy.append(&mut self.read_long(&place)?);
         Ok(busy)
     }
 
