@@ -18,7 +18,7 @@ use pleach_protocol::version::NodeId;
 use pleach_protocol::wire::{CONTENT_BYTES_MAX, Standing};
 use pleach_store::kv::sled::SledKv;
 use pleach_store::root::RootError;
-use pleach_store::tree::{HookId, ScanStats, Tree, TreeError};
+use pleach_store::tree::{HookId, LongReads, ScanStats, Tree, TreeError};
 use pleach_store::vfs::unix::UnixVfs;
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
@@ -199,6 +199,8 @@ pub struct TreeStatus {
     pub phase: Phase,
     /// How far the first scan is, or another one, while there is one.
     pub scan: Option<ScanStats>,
+    /// How far long files are that are being read.
+    pub long_reads: Option<LongReads>,
     /// Why it is closed.
     pub error: Option<String>,
     /// Live paths.
@@ -398,6 +400,7 @@ impl Keeper {
         let mut status = lock(&self.status);
         status.phase = Phase::Error;
         status.scan = None;
+        status.long_reads = None;
         status.error = Some(reason.to_owned());
         status.quiet = false;
     }
@@ -706,6 +709,7 @@ impl Running<'_> {
         status.mounts = self.tree.mounts().iter().map(ToString::to_string).collect();
         status.quiet = quiet;
         status.scan = self.tree.rescan().copied();
+        status.long_reads = self.tree.long_reads();
         status.watch = self.looks.news().clone();
         status.peers = peers;
         status.pushes.clone_from(&self.keeper.pushes);

@@ -191,6 +191,18 @@ pub(crate) struct Reading<V: Vfs> {
     content: Content,
 }
 
+impl<V: Vfs> Reading<V> {
+    /// How long the file was when it was opened.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.before.size
+    }
+
+    /// How much of it was read.
+    pub(crate) const fn read_bytes(&self) -> u64 {
+        self.content.offset
+    }
+}
+
 /// Reads so many bytes more of a file, of which `meta` is what its name says now.
 fn read_on<V: Vfs>(
     vfs: &V,

@@ -67,7 +67,7 @@ pub use fallback::{LIST_SUFFIX, sent_record};
 pub use hooks::{HookId, HookPlace};
 pub use observe::Observed;
 pub use push::{PushGone, PushItem, PushPlan, PushResult};
-pub use reading::READ_AT_ONCE;
+pub use reading::{LongReads, READ_AT_ONCE};
 pub use scan::{Scan, ScanStats};
 
 /// Says why a tree cannot go on.

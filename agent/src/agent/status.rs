@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use pleach_store::tree::ScanStats;
+use pleach_store::tree::{LongReads, ScanStats};
 use serde_json::{Value, json};
 
 use super::{Agent, PeerHandle, PushHandle};
@@ -77,6 +77,11 @@ fn scan_row(scan: ScanStats) -> Value {
     json!({ "entries": scan.entries, "read": scan.read, "read_bytes": scan.read_bytes, "changes": scan.minted })
 }
 
+/// How far long files are.
+fn long_reads_row(long: LongReads) -> Value {
+    json!({ "files": long.files, "bytes": long.bytes, "read_bytes": long.read_bytes })
+}
+
 impl Agent {
     /// The status, as `pleach status --json` prints it.
     #[must_use]
@@ -102,6 +107,7 @@ impl Agent {
                     "problems": tree.problems, "watches": tree.watch.watches, "watch_limit": watch_limit,
                     "polled_dirs": tree.watch.polled.len(), "overflows": tree.watch.overflows, "local_changes": tree.local_changes,
                     "mounts": tree.mounts, "error": tree.error, "scan": tree.scan.map(scan_row),
+                    "long_reads": tree.long_reads.map(long_reads_row),
                 })
             })
             .collect();

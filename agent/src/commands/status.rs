@@ -203,6 +203,11 @@ fn notes(status: &Value) -> Vec<String> {
             show::field(tree, "name")
         ));
     }
+    for tree in list(status, "trees").iter().filter(|tree| tree["long_reads"].is_object()) {
+        let (long, name) = (&tree["long_reads"], show::field(tree, "name"));
+        let (read, of) = (show::size(count(long, "read_bytes")), show::size(count(long, "bytes")));
+        notes.push(format!("{name}: {read} of {of} hashed, long files: {}", count(long, "files")));
+    }
     for peer in list(status, "peers").iter().filter(|peer| peer["fallback"]["serves"] == true) {
         let fallback = &peer["fallback"];
         let (address, state) = (show::field(fallback, "address"), show::field(fallback, "state"));
@@ -376,6 +381,14 @@ www: the hook http://h/x failed and is run again: it answered 500 No
         assert_eq!(said(&status), "www: first scan: 1000 entries looked at, files read: 20 (5.6 kB)");
         status["trees"][0]["state"] = json!("watching");
         assert_eq!(said(&status), "www: rescan: 1000 entries looked at, files read: 20 (5.6 kB)");
+    }
+
+    #[test]
+    fn long_files_say_how_far_they_are() {
+        let mut status = example();
+        status["trees"][0]["long_reads"] = json!({"files": 2, "bytes": 3_000_000_000_u64, "read_bytes": 1_000_000_000});
+        let said = text(&status, Style::plain());
+        assert_eq!(said.lines().last().unwrap(), "www: 1.0 GB of 3.0 GB hashed, long files: 2");
     }
 
     #[test]

@@ -16,6 +16,17 @@ pub const READ_AT_ONCE: u64 = 8 * 1024 * 1024;
 /// Files that are open and partly read; a short one does not wait for the end of a long one.
 const READINGS_MAX: usize = 8;
 
+/// How far long files are that are being read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LongReads {
+    /// How many there are, also those that wait for their turn.
+    pub files: u64,
+    /// Bytes of those that are open.
+    pub bytes: u64,
+    /// How many of these were read.
+    pub read_bytes: u64,
+}
+
 /// Files that are to be read, by path, and what of them is open.
 pub(super) struct LongFiles<V: Vfs> {
     due: BTreeMap<TreePath, Dirty>,
@@ -63,6 +74,16 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether a long file is being read: the next look goes on with it.
     pub fn reads_on(&self) -> bool {
         !self.long.is_empty()
+    }
+
+    /// How far those files are; none where there are none.
+    pub fn long_reads(&self) -> Option<LongReads> {
+        let sum = |of: fn(&Reading<V>) -> u64| self.long.readings.values().map(of).fold(0, u64::saturating_add);
+        self.reads_on().then(|| LongReads {
+            files: self.long.due.len() as u64,
+            bytes: sum(Reading::bytes),
+            read_bytes: sum(Reading::read_bytes),
+        })
     }
 
     /// Whether this is such a file.
