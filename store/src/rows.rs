@@ -5,7 +5,7 @@
 //! before what lies beneath them.
 
 use pleach_protocol::codec;
-use pleach_protocol::entry::{Entry, Hash};
+use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::mint::Shown;
 use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
@@ -141,6 +141,13 @@ pub struct ShownRow {
     pub stamp: Option<Stamp>,
     /// The hash was taken while a writer was there or within a clock tick: an equal stamp proves nothing.
     pub provisional: bool,
+}
+
+impl ShownRow {
+    /// Whether a directory was shown.
+    pub fn is_dir(&self) -> bool {
+        self.shown.state.as_ref().is_some_and(|state| state.value == Value::Dir)
+    }
 }
 
 /// How a path without Shown pairs.

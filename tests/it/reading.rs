@@ -130,6 +130,29 @@ fn nothing_goes_on_while_writers_keep_long_files() {
     rest(&mut a, &mut b);
 }
 
+/// Peers hear that a directory's files are gone before the file in its place is read, however long that takes.
+#[test]
+fn what_was_beneath_a_long_file_is_gone_before_it_is_read() {
+    let (mut a, mut b) = pair();
+    a.disk.user().mkdir_all("d/e").unwrap();
+    a.disk.user().write("d/e/f", "beneath").unwrap();
+    rest(&mut a, &mut b);
+    for kept in [false, true] {
+        a.disk.user().remove_all("d").unwrap();
+        a.disk.user().write("d", vec![1; LONG_BYTES]).unwrap();
+        let writer = kept.then(|| a.disk.user().open_writing("d").unwrap());
+        look(&mut a, &["d"]);
+        assert_eq!(tree(&mut a).is_reading(&path("d")), !kept);
+        assert_eq!((value(&mut a, "d/e"), value(&mut a, "d/e/f")), (None, None), "kept: {kept}");
+        drop(writer);
+        rest(&mut a, &mut b);
+        a.disk.user().remove("d").unwrap();
+        a.disk.user().mkdir_all("d/e").unwrap();
+        a.disk.user().write("d/e/f", "again").unwrap();
+        rest(&mut a, &mut b);
+    }
+}
+
 #[test]
 fn what_happens_to_a_long_file_while_it_is_read_is_seen() {
     let other = || vec![7; LONG_BYTES];

@@ -280,3 +280,11 @@ fn what_users_write_where_a_crash_took_something_is_in_conflict_with_it() {
 fn what_is_put_before_a_follower_pairs_once_more_is_found() {
     run(1_009_049, false).unwrap();
 }
+
+/// Found by seed 1047061: a long file took the place of a directory, and until it was read a peer's edit beneath it lost to what had
+/// been there, and was gone with that (`two_trees::an_edit_that_lost_outlives_a_deletion_that_came_before_it`,
+/// `reading::what_was_beneath_a_long_file_is_gone_before_it_is_read`).
+#[test]
+fn what_a_long_file_displaced_is_gone_before_a_peers_edit_of_it() {
+    run(1_047_061, false).unwrap();
+}

@@ -119,6 +119,23 @@ fn an_edit_outlives_a_concurrent_deletion() {
     assert_eq!(a.disk.user().read("d/new").unwrap(), b"added");
 }
 
+/// What lost to a file by the clocks did not lose to its deletion, also where nobody had looked at that yet.
+#[test]
+fn an_edit_that_lost_outlives_a_deletion_that_came_before_it() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("f", "base").unwrap();
+    rest(&mut a, &mut b);
+    b.disk.advance(1_000_000_000_000);
+    b.disk.user().write("f", "of the fast clock").unwrap();
+    b.tree.as_mut().unwrap().scan().unwrap();
+    b.disk.user().remove("f").unwrap();
+    a.disk.user().write("f", "edited").unwrap();
+    a.tree.as_mut().unwrap().scan().unwrap();
+    hear_of(&a, &mut b, &["f"]);
+    rest(&mut a, &mut b);
+    assert_eq!(a.disk.user().read("f").unwrap(), b"edited");
+}
+
 #[test]
 fn first_meeting_is_a_union_and_the_younger_wins() {
     let (mut a, mut b) = (ModelNode::new(1), ModelNode::new(2));

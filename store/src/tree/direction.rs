@@ -5,7 +5,6 @@
 //! When the tree stops to receive only, all that differs from Shown pairs. On a tree that only sends, what was merged
 //! counts as shown, so that a change made there supersedes it.
 
-use pleach_protocol::entry::Value;
 use pleach_protocol::mint::Shown;
 use pleach_protocol::path::TreePath;
 
@@ -201,8 +200,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// that was shown is removed when nothing is left in it.
     pub(super) fn leave_to_users(&mut self, path: &TreePath) -> Result<(), TreeError> {
         let row = self.index.row(path)?;
-        let was_shown =
-            matches!(row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(s) if s.value == Value::Dir);
+        let was_shown = row.shown.as_ref().is_some_and(ShownRow::is_dir);
         if !was_shown {
             let shown = Shown { context: row.entry.context.clone(), state: None };
             let shown = Some(ShownRow { shown, ..ShownRow::default() });
@@ -250,7 +248,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// What is to come beneath a directory needs it: says whether it is there. Where users took it away or put something
     /// else in its place, that is what gives way.
     pub(super) fn has_directory(&mut self, dir: &TreePath) -> Result<bool, TreeError> {
-        let is_dir = |shown: &Option<ShownRow>| matches!(shown.as_ref().and_then(|s| s.shown.state.as_ref()), Some(state) if state.value == Value::Dir);
+        let is_dir = |shown: &Option<ShownRow>| shown.as_ref().is_some_and(ShownRow::is_dir);
         let mut row = self.index.row(dir)?;
         match self.local(dir)? {
             Some(local) if !is_dir(&Some(local.clone())) => {

@@ -166,7 +166,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(None);
         }
         for path in self.dirty.keys().filter(|path| !path.is_root() && !path.is_within(to)).take(LEFT_MAX) {
-            let shown = self.index.row(path)?.shown.filter(is_dir);
+            let shown = self.index.row(path)?.shown.filter(ShownRow::is_dir);
             let same = shown.and_then(|s| s.stamp).is_some_and(|s| (s.inode, s.btime) == (meta.inode, meta.btime));
             let left = || match self.open_parent(place, path) {
                 Ok(Some(dir)) => matches!(self.vfs.stat(&dir, path.name()), Ok(None)),
@@ -234,7 +234,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
         let parent = moved.to.parent().unwrap_or_default();
         let holder = self.index.row(&parent)?;
-        let held = parent.is_root() || (is_live(&holder) && holder.shown.as_ref().is_some_and(is_dir));
+        let held = parent.is_root() || (is_live(&holder) && holder.shown.as_ref().is_some_and(ShownRow::is_dir));
         let there = self.rows_within(&moved.to)?;
         let free = |row: &EntryRow| !is_live(row) && !is_there(row) && row.pairing == Pairing::No;
         if !held || there.len() as u64 > MOVED_PATHS_MAX || !there.iter().all(|(_, row)| free(row)) {
@@ -382,8 +382,4 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
 fn is_there(row: &EntryRow) -> bool {
     row.shown.as_ref().is_some_and(|shown| shown.shown.state.is_some())
-}
-
-fn is_dir(shown: &ShownRow) -> bool {
-    shown.shown.state.as_ref().is_some_and(|state| state.value == Value::Dir)
 }

@@ -153,13 +153,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         seen: io::Result<Look>,
     ) -> Result<Observed, TreeError> {
         let found = match seen {
-            Ok(Look::Busy) => {
+            Ok(look @ (Look::Busy | Look::Unread)) => {
+                let was_dir = self.known_there(path, &row)?.is_some_and(|s| s.is_dir());
+                let holds = row.live_children > 0;
                 self.pair_unread_local(path, row);
-                return Ok(Observed::Busy);
-            }
-            Ok(Look::Unread) => {
-                self.pair_unread_local(path, row);
-                return Ok(Observed::Unread);
+                if was_dir && holds {
+                    // Or what peers make of it meanwhile would be gone with it.
+                    self.observe_vanished(path)?;
+                }
+                return Ok(if look == Look::Busy { Observed::Busy } else { Observed::Unread });
             }
             Ok(Look::Mount) => {
                 if self.mounts.len() < MOUNTS_MAX {
@@ -208,7 +210,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 self.links_due = Some(Time::new(now.secs.saturating_add(LINKS_SECS), now.nanos));
             }
         }
-        let was_dir = matches!(known.and_then(|s| s.shown.state), Some(s) if s.value == Value::Dir);
+        let was_dir = known.is_some_and(|s| s.is_dir());
         if yet_to_pair && row.shown.is_none() && row.pairing == Pairing::No {
             row.pairing = Pairing::ByTime;
         }

@@ -58,7 +58,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             }
             return Ok((Plan::Done, row));
         }
-        if is_settled(&row, view.as_ref()) {
+        // What lost to what is shown here did not lose to a deletion that nobody looked at yet.
+        let loses = row.entry.content.len() > 1 && !shows_all_known(&row);
+        if !loses && is_settled(&row, view.as_ref()) {
             return Ok((Plan::Done, self.take_context(path, row, view.as_ref())));
         }
         let observed = match self.is_as_shown(place, path, &row, false) {
