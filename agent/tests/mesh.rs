@@ -87,6 +87,22 @@ fn two_agents_keep_a_tree_in_step() {
     same(&pair.a.root(), &pair.b.root());
 }
 
+/// inotify tells nothing of what is written through a name outside of the tree.
+#[test]
+fn what_is_written_through_a_link_from_elsewhere_travels() {
+    let pair = Pair::new().start();
+    let outside = pair.a.root().with_file_name("outside");
+    fs::write(&outside, "one").unwrap();
+    fs::hard_link(&outside, pair.a.at("inside")).unwrap();
+    pair.wait();
+    fs::write(&outside, "three").unwrap();
+    until("a change through a link from elsewhere travels", || pair.b.read("inside").as_deref() == Some("three"));
+    fs::write(&outside, "and at once").unwrap();
+    pair.a.wait();
+    assert_eq!(pair.b.read("inside").as_deref(), Some("and at once"));
+    pair.wait();
+}
+
 #[test]
 fn after_a_cut_both_have_all_and_list_the_same_losers() {
     let pair = Pair::new();

@@ -40,6 +40,7 @@ mod first;
 mod fresh;
 pub(crate) mod hands;
 mod hooks;
+mod links;
 mod local;
 mod manifests;
 mod moved;
@@ -176,10 +177,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     heard: u64,
     /// Contents that arrived since the start.
     arrivals: u64,
-    /// Names of inodes with several links, so that a change of one is a change of all.
-    linked: BTreeMap<u64, BTreeSet<TreePath>>,
-    /// When to scan for names of a file that got another one: making a link tells of the new name alone.
-    links_due: Option<Time>,
+    links: links::Links,
     /// The journal's head before this start added to it.
     head_at_start: u64,
     /// How far each peer was told the journal since.
@@ -309,8 +307,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             manifests: manifests::Manifests::default(),
             heard: 0,
             arrivals: 0,
-            linked: BTreeMap::new(),
-            links_due: None,
+            links: links::Links::default(),
             head_at_start,
             told_since: BTreeMap::new(),
             problems: BTreeMap::new(),

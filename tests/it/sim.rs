@@ -288,3 +288,10 @@ fn what_is_put_before_a_follower_pairs_once_more_is_found() {
 fn what_a_long_file_displaced_is_gone_before_a_peers_edit_of_it() {
     run(1_047_061, false).unwrap();
 }
+
+/// Found by seed 1066633: one of a file's two names became ignored, and what was written through it was not found under the other until
+/// the next rescan (`troubles::a_change_through_a_name_that_nobody_watches_is_found_by_polling`).
+#[test]
+fn what_is_written_through_an_ignored_name_is_found_under_the_other() {
+    run(1_066_633, false).unwrap();
+}

@@ -183,6 +183,37 @@ fn a_change_through_a_link_that_goes_is_found_under_the_other_name() {
     }
 }
 
+/// Nothing tells of what is written through a name that is ignored, or in no tree.
+#[test]
+fn a_change_through_a_name_that_nobody_watches_is_found_by_polling() {
+    for becomes in [false, true] {
+        let mut a = ModelNode::new(1).ignoring(if becomes { &[] } else { &["k"] });
+        a.start().unwrap();
+        let user = a.disk.user();
+        for n in 0..3 {
+            user.write(format!("y{n}"), "1").unwrap();
+            user.hard_link(format!("y{n}"), format!("k{n}")).unwrap();
+        }
+        user.write("y", "1").unwrap();
+        user.hard_link("y", "k").unwrap();
+        let tree = a.tree.as_mut().unwrap();
+        tree.scan().unwrap();
+        if becomes {
+            user.write(".pleachignore", "k\n").unwrap();
+            tree.scan().unwrap();
+            tree.catch_up().unwrap();
+        }
+        tree.poll_links(1).unwrap();
+        assert!(tree.has_looked(), "nothing changed");
+        user.write("k", "changed").unwrap();
+        tree.poll_links(1).unwrap();
+        tree.catch_up().unwrap();
+        let row = tree.index().row(&path("y")).unwrap();
+        let shown = row.shown.and_then(|s| s.shown.state).map(|state| state.value);
+        assert!(matches!(shown, Some(Value::File { size: 7, .. })), "becomes: {becomes}, {shown:?}");
+    }
+}
+
 /// What B's cursor in A's journal says to A.
 fn place(a: &ModelNode, b: &ModelNode) -> (u64, u64) {
     let cursor = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();

@@ -27,8 +27,10 @@ const RESCANNED_AT_ONCE: u64 = 8_192;
 /// The soonest that kept files are looked at again, where there are no more of them than that.
 const AGAIN_MIN: Duration = Duration::from_millis(1);
 const KEPT_AT_ONCE: usize = 64;
-/// How often directories without watches are read.
+/// How often directories without watches are read, and files with names outside of the tree looked at.
 const POLLED_EVERY: Duration = Duration::from_secs(5);
+/// So many of these: some 10 ms of one processor.
+const LINKS_AT_ONCE: usize = 1_024;
 
 /// A file that a writer keeps.
 #[derive(Clone, Copy, Debug)]
@@ -195,8 +197,9 @@ impl Running<'_> {
             self.looks.scanned = now;
             self.tree.scan_later();
         }
-        if !self.looks.news.polled.is_empty() && now.duration_since(self.looks.polled) >= POLLED_EVERY {
+        if now.duration_since(self.looks.polled) >= POLLED_EVERY {
             self.read_polled()?;
+            self.tree.poll_links(LINKS_AT_ONCE)?;
         }
         let take_all = std::mem::take(&mut self.looks.take_all);
         for (path, kept) in &self.looks.kept {
@@ -223,6 +226,9 @@ impl Running<'_> {
     /// Reads directories that have no watch.
     fn read_polled(&mut self) -> Result<(), TreeError> {
         self.looks.polled = Instant::now();
+        if self.looks.news.polled.is_empty() {
+            return Ok(());
+        }
         for dir in self.looks.news.polled.clone() {
             look_at_dir(&mut self.tree, &dir);
             self.tree.scan_below(&dir)?;
@@ -237,6 +243,7 @@ impl Running<'_> {
     pub(super) fn take_all(&mut self) -> Result<(), TreeError> {
         self.read_polled()?;
         self.tree.look_for_links();
+        self.tree.poll_links(usize::MAX)?;
         self.tree.catch_up().map(|busy| {
             for path in busy {
                 let now = Instant::now();

@@ -215,7 +215,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn may_move(&self, from: &TreePath, to: &TreePath) -> bool {
         let concerns = |path: &TreePath| path.is_within(from) || path.is_within(to);
         let listed = self.problems.keys().chain(&self.mounts).chain(self.unseen.keys()).any(concerns);
-        let linked = self.linked.values().flatten().any(concerns);
+        let linked = self.links.names().any(concerns);
         let plain = self.index.meta().paired && self.locals == 0 && !self.pairs_locals && self.follows.is_none();
         plain && self.options.atomic.has_none() && !listed && !linked && !self.apply.works_on(concerns)
     }

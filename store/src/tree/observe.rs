@@ -1,6 +1,5 @@
 //! Looking at paths and minting what differs from what was shown.
 
-use std::collections::BTreeSet;
 use std::io;
 
 use pleach_protocol::entry::Value;
@@ -14,17 +13,11 @@ use super::{Dirty, MOUNTS_MAX, Tree, TreeError};
 use crate::kv::Kv;
 use crate::look::{self, Care, Found, Look, Reads};
 use crate::root::Place;
-use crate::rows::{EntryRow, Pairing, ShownRow, Stamp};
+use crate::rows::{EntryRow, Pairing, ShownRow};
 use crate::vfs::{Kind, Vfs};
 
 /// Rows of a vanished directory that are looked at in one go.
 const SUBTREE_ROWS: usize = 1_000;
-/// Inodes with several names that are kept in mind; the regular rescan finds what lies beyond.
-const LINKED_MAX: usize = 100_000;
-
-/// How long after a link was made its other names are looked for, by a scan: many are made at a time.
-const LINKS_SECS: i64 = 60;
-
 /// What a look led to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Observed {
@@ -200,15 +193,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.seen_again(path, false);
         self.mounts.remove(path);
         let known = self.known_there(path, &row)?;
-        if let Some(found) = found.as_ref().filter(|f| f.links > 1 && !is_dir) {
-            self.note_links(path, &found.stamp);
-            // Also where another file had the name: a link took its place.
-            let is_new = known.as_ref().and_then(|s| s.stamp).is_none_or(|was| was.inode != found.stamp.inode);
-            let names = self.linked.get(&found.stamp.inode).map_or(0, BTreeSet::len);
-            if is_new && (names as u64) < found.links && self.links_due.is_none() {
-                let now = self.now();
-                self.links_due = Some(Time::new(now.secs.saturating_add(LINKS_SECS), now.nanos));
-            }
+        if let Some(found) = found.as_ref().filter(|_| !is_dir) {
+            self.note_links(path, found, known.as_ref().and_then(|s| s.stamp));
         }
         let was_dir = known.is_some_and(|s| s.is_dir());
         if yet_to_pair && row.shown.is_none() && row.pairing == Pairing::No {
@@ -395,40 +381,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     fn pair_unread_local(&mut self, path: &TreePath, row: EntryRow) {
         if self.pairs_locals && row.shown.is_some() {
             self.unpair(path, row);
-        }
-    }
-
-    /// Makes the other names of a file dirty where they still say what it was.
-    fn note_links(&mut self, path: &TreePath, stamp: &Stamp) {
-        self.keep_link(path, stamp.inode);
-        let names = self.linked.get(&stamp.inode).into_iter().flatten();
-        let others: Vec<TreePath> = names.filter(|p| *p != path).cloned().collect();
-        for other in others {
-            let known = self.index.row(&other).ok().and_then(|row| self.known_there(&other, &row).ok().flatten());
-            let known = known.and_then(|s| s.stamp);
-            if known.is_some_and(|s| s.inode == stamp.inode && s != *stamp) {
-                self.mark(&other, false, false);
-            }
-        }
-    }
-
-    /// A name does not lead to its file any more: what was written through it until then shows under the
-    /// others, of which nothing told.
-    fn leave_link(&mut self, path: &TreePath, inode: u64) {
-        let Some(mut names) = self.linked.remove(&inode) else { return };
-        names.remove(path);
-        for other in &names {
-            self.mark(other, false, false);
-        }
-        if !names.is_empty() {
-            self.linked.insert(inode, names);
-        }
-    }
-
-    /// Keeps a name of a file that has several.
-    pub(super) fn keep_link(&mut self, path: &TreePath, inode: u64) {
-        if self.linked.len() < LINKED_MAX || self.linked.contains_key(&inode) {
-            self.linked.entry(inode).or_default().insert(path.clone());
         }
     }
 

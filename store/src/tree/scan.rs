@@ -8,7 +8,7 @@ use pleach_protocol::path::TreePath;
 
 use self::ahead::Shows;
 use super::observe::is_no_dir;
-use super::{Dirty, Observed, Tree, TreeError, hands, is_due};
+use super::{Dirty, Observed, Tree, TreeError, hands};
 use crate::ignore;
 use crate::kv::Kv;
 use crate::look::{self, Look, Reads};
@@ -144,7 +144,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             return Ok(false);
         }
         self.scan_due = false;
-        self.links_due = None;
+        self.links.scanned();
         self.end_scan(scan)?;
         Ok(true)
     }
@@ -161,7 +161,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Goes on with a scan that is due, by about so many entries; says whether none is any more. Between two steps anything
     /// may happen: nothing that was seen ahead is kept over it.
     fn rescan_on(&mut self, entries: u64) -> Result<bool, TreeError> {
-        let links_are_due = self.links_due.is_some_and(|due| is_due(due, self.now()));
+        let links_are_due = self.links.is_scan_due(self.now());
         let mut scan = match self.rescan.take() {
             Some(scan) => scan,
             None if self.scan_due || links_are_due => self.begin_scan(),
@@ -170,7 +170,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if scan.root.is_none() {
             // What is due from now on is due once more.
             self.scan_due = false;
-            self.links_due = None;
+            self.links.scanned();
         }
         // What pairs for the first time is read ahead, and may not change until it is judged.
         let entries = if self.index.meta().paired { entries } else { u64::MAX };
@@ -391,13 +391,20 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// A path became ignored: what was shown there, and beneath it, is forgotten, so that it pairs
     /// if it ever leaves the list, and nothing is deleted anywhere (DESIGN.md §2).
     pub(super) fn forget_shown(&mut self, path: &TreePath, mut row: EntryRow) -> Result<EntryRow, TreeError> {
-        self.note_content(path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
-        row.shown = None;
-        row.pairing = Pairing::ByTime;
-        self.index.put_row(path, &row);
+        self.forget_shown_row(path, &mut row);
         self.clear_local(path);
         self.forget_shown_beneath(path)?;
         Ok(row)
+    }
+
+    fn forget_shown_row(&mut self, path: &TreePath, row: &mut EntryRow) {
+        if let Some(stamp) = row.shown.as_ref().and_then(|s| s.stamp) {
+            self.leave_link(path, stamp.inode);
+        }
+        self.note_content(path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
+        row.shown = None;
+        row.pairing = Pairing::ByTime;
+        self.index.put_row(path, row);
     }
 
     fn forget_shown_beneath(&mut self, path: &TreePath) -> Result<(), TreeError> {
@@ -416,10 +423,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             let Some((last, _)) = rows.last() else { return Ok(()) };
             after = Some(last.clone());
             for (path, mut row) in rows.into_iter().filter(|(_, row)| row.shown.is_some()) {
-                self.note_content(&path, row.shown.as_ref().and_then(|s| s.shown.state.as_ref()), None);
-                row.shown = None;
-                row.pairing = Pairing::ByTime;
-                self.index.put_row(&path, &row);
+                self.forget_shown_row(&path, &mut row);
             }
             self.index.commit_if_large()?;
         }
@@ -603,11 +607,6 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let in_doubt = self.directories_in_doubt().contains(dir);
         self.scan_dir(&place, (dir, None), in_doubt, &mut stats)?;
         Ok(stats)
-    }
-
-    /// Looks for the names of files that got another one now, not in a while.
-    pub const fn look_for_links(&mut self) {
-        self.scan_due |= self.links_due.is_some();
     }
 
     /// Makes a whole scan due: events were lost.

@@ -178,6 +178,9 @@ impl Watching {
         }
         take_facts(tree, &sorted(facts), &mut tell)?;
         // The owner reads them every five seconds.
+        if events == usize::MAX {
+            tree.poll_links(usize::MAX)?;
+        }
         for dir in self.watcher.polled().clone() {
             if events == usize::MAX {
                 take_facts(tree, &[Fact::Subtree { dir }], &mut tell)?;

@@ -30,8 +30,8 @@ type Next<V> = (TreePath, Listed<V>, Vec<TreePath>);
 pub(super) struct Shows {
     sum: DiskSum,
     below: Vec<TreePath>,
-    /// Files with several names, by inode.
-    linked: Vec<(TreePath, u64)>,
+    /// Files with several names, their inodes and how many.
+    linked: Vec<(TreePath, u64, u64)>,
     entries: u64,
 }
 
@@ -58,7 +58,7 @@ fn look_over<V: Vfs>(
         if meta.kind == Kind::Dir {
             below.push(child);
         } else if meta.links > 1 {
-            linked.push((child, stamp.inode));
+            linked.push((child, stamp.inode, meta.links));
         }
     }
     Some(Shows { sum, below, linked, entries })
@@ -177,8 +177,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if !shows.sum.is(&self.index.sum(path)?) {
             return Ok(None);
         }
-        for (child, inode) in &shows.linked {
-            self.keep_link(child, *inode);
+        for (child, inode, links) in &shows.linked {
+            self.links.keep(child, *inode, *links);
         }
         stats.entries += shows.entries;
         Ok(Some(shows.below))
