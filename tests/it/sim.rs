@@ -295,3 +295,15 @@ fn what_a_long_file_displaced_is_gone_before_a_peers_edit_of_it() {
 fn what_is_written_through_an_ignored_name_is_found_under_the_other() {
     run(1_066_633, false).unwrap();
 }
+
+/// Found by seed 1088398: a disk was put back to a moment when nobody had synced what a user had just written between two calls.
+#[test]
+fn what_nobody_had_synced_is_torn_on_a_disk_that_is_put_back() {
+    run(1_088_398, false).unwrap();
+}
+
+/// Found by seed 1053365: a crash took a content that nobody else had yet, and a directory waited for it in place of a file.
+#[test]
+fn a_directory_that_waits_for_a_lost_content_counts_once() {
+    run(1_053_365, false).unwrap();
+}

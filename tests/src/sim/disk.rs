@@ -237,6 +237,10 @@ impl World {
             // What the old disk holds is as if a user had put it there; what it lacks is not deleted by that.
             let there = node.model.seen();
             let contents = contents(&node.model.disk.user());
+            if self.faults.disks.hooks {
+                // As after a power cut: what a user wrote between two calls nobody had synced.
+                self.rest.wrote_all(&node.model.disk.user());
+            }
             self.rest.begin(n);
             self.rest.touch_differing(&there);
             self.rest.returned(&contents);

@@ -1,6 +1,6 @@
 //! Everything works again: all that is to be done is done, and the world comes to rest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
@@ -116,8 +116,11 @@ impl World {
 /// What keeps a tree from rest: paths that cannot be applied; and of each directory that is to appear only when it is complete
 /// the path whose content did not come, or itself where it waits for something else.
 fn kept_back(tree: &ModelTree) -> impl Iterator<Item = &TreePath> {
-    let held = tree.held_releases().map(|(top, lacks)| lacks.unwrap_or(top));
-    tree.stuck_paths().into_iter().chain(held)
+    let held: BTreeMap<&TreePath, &TreePath> =
+        tree.held_releases().map(|(top, lacks)| (top, lacks.unwrap_or(top))).collect();
+    // A directory may be on both lists.
+    let stuck: Vec<&TreePath> = tree.stuck_paths().into_iter().filter(|path| !held.contains_key(path)).collect();
+    stuck.into_iter().chain(held.into_values())
 }
 
 /// The contents that a node holds: what is in its vault, and what its journal knows to be shown. What users made where the
