@@ -307,3 +307,9 @@ fn what_nobody_had_synced_is_torn_on_a_disk_that_is_put_back() {
 fn a_directory_that_waits_for_a_lost_content_counts_once() {
     run(1_053_365, false).unwrap();
 }
+
+/// Found by seed 1086519: what a sender's user removed covers what the sender passed over, also at the rest after that.
+#[test]
+fn what_a_sender_removed_stays_away() {
+    run(1_086_519, false).unwrap();
+}

@@ -380,6 +380,9 @@ impl World {
         if let Some(path) = self.rest.put.iter().find(|path| !ruled && !shown.contains_key(*path) && !sent(path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));
         }
+        // Once is enough: it stays away.
+        let gone: Vec<Vec<u8>> = self.rest.put.iter().filter(|p| !shown.contains_key(*p) && sent(p)).cloned().collect();
+        self.rest.put.retain(|path| !gone.contains(path));
         self.note_gone(shown)?;
         for path in self.rest.shown.keys().chain(shown.keys()) {
             let (before, after) = (self.rest.shown.get(path), shown.get(path));
