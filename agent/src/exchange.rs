@@ -484,8 +484,8 @@ impl<T: Tell> Exchange<T> {
             }
             Output::MergeAlike { alike, names, .. } => self.merge_alike(tree, peer, &alike, names)?,
             Output::Moved { moved, .. } => {
-                let Some(stream) = self.peers.get(&peer) else { return Ok(()) };
-                if tree.carry_move(&moved, (peer, stream.life))? {
+                let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
+                if tree.carry_move(&moved, (peer, stream.life), stream.digests.theirs_mut())? {
                     self.tell_moved(&moved, Some(peer));
                 }
             }

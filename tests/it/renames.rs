@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pleach_protocol::moved::Moved;
 use pleach_protocol::path::TreePath;
-use pleach_store::tree::TreeError;
+use pleach_store::tree::{Digests, TreeError};
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
 use pleach_tests::model::{ModelNode, check_sums, pair, rest};
 
@@ -40,9 +40,14 @@ fn begin(node: &mut ModelNode, from: &str, to: &str) -> Result<Option<Moved>, Tr
 }
 
 fn carry(to: &mut ModelNode, moved: &Moved, from: &ModelNode) -> Result<bool, TreeError> {
+    carry_in(&mut Digests::default(), to, moved, from)
+}
+
+/// The same in a session of which these are the digests.
+fn carry_in(session: &mut Digests, to: &mut ModelNode, moved: &Moved, from: &ModelNode) -> Result<bool, TreeError> {
     let life = from.tree.as_ref().unwrap().life();
     let tree = to.tree.as_mut().unwrap();
-    let carried = tree.carry_move(moved, (from.id, life))?;
+    let carried = tree.carry_move(moved, (from.id, life), session)?;
     tree.commit()?;
     Ok(carried)
 }
@@ -247,4 +252,30 @@ fn a_store_that_fails_while_rows_are_written_finishes_at_the_next_start() {
         }
         assert!(failures > 1, "{failures}");
     }
+}
+
+/// Found by seed 1054551: the machine was put back before it told any row of the rename, and its peer took it for the teacher of
+/// them: it showed the old name for ever.
+#[test]
+fn a_machine_put_back_hears_of_a_rename_that_it_told() {
+    let (mut a, mut b) = held();
+    a.disk.sync();
+    let image = (a.disk.image(), a.kv.image());
+    let before = b.tree.as_ref().unwrap().head();
+    let moved = begin(&mut a, "d", "e").unwrap().expect("it is one unit");
+    let mut session = Digests::default();
+    assert!(carry_in(&mut session, &mut b, &moved, &a).unwrap());
+    let place = (a.id, a.tree.as_ref().unwrap().life().incarnation);
+    let mut told = |session: &mut Digests| {
+        let rows = b.tree.as_mut().unwrap().read_rows(before, usize::MAX, place, session).unwrap();
+        rows.rows.len() as u64
+    };
+    assert_eq!(told(&mut session), 0, "nothing of it goes back while the rows are on their way");
+    assert_eq!(told(&mut Digests::default()), moved.paths * 2, "another session asks for all");
+    a.tree = None;
+    a.disk.put_back(&image.0);
+    a.kv.put_back(&image.1);
+    a.start().unwrap();
+    rest(&mut a, &mut b);
+    assert!(a.disk.user().exists("e/sub/f3") && !a.disk.user().exists("d"));
 }

@@ -313,3 +313,16 @@ fn a_directory_that_waits_for_a_lost_content_counts_once() {
 fn what_a_sender_removed_stays_away() {
     run(1_086_519, false).unwrap();
 }
+
+/// Found by seed 1054551, a fault of the engine: see `renames::a_machine_put_back_hears_of_a_rename_that_it_told`.
+#[test]
+fn a_machine_put_back_after_it_told_a_rename_is_told_it() {
+    run(1_054_551, false).unwrap();
+}
+
+/// Found by seed 1068714, a fault of the engine: see
+/// `first::a_directory_that_only_a_follower_has_is_told_although_its_time_could_not_be_put_back`.
+#[test]
+fn a_directory_of_a_follower_is_told_although_its_time_is_owed() {
+    run(1_068_714, false).unwrap();
+}

@@ -19,11 +19,14 @@ const DIRS_AT_ONCE: usize = 1_024;
 /// Actors that one directory may name: each has a name of 64 bytes at most.
 const ACTORS_MAX: usize = 64;
 
-/// What a peer said that its directories come to, until it has been told all that there was.
+/// What a peer said in this session that its directories come to, or that it renamed one, until it has been told all
+/// that there was.
 #[derive(Debug, Default)]
 pub struct Digests {
     /// What it said of a directory, and up to which seq it was told of ours.
     dirs: HashMap<[u8; 16], ([u8; 16], u64)>,
+    /// Marks the rows that follow from directories which it told were renamed.
+    pub(super) moves: Option<u64>,
 }
 
 impl Digests {

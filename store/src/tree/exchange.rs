@@ -127,6 +127,25 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         (peer, combined)
     }
 
+    /// The same of what a peer taught by telling a rename alone: no place in its journal says that it did, so that one that was
+    /// put back before its rows came would not be found out. It counts in this session.
+    pub(super) fn teacher_of_moves(
+        &mut self,
+        (peer, theirs): (NodeId, [u8; 16]),
+        digests: &mut Digests,
+    ) -> (NodeId, [u8; 16]) {
+        let mark = *digests.moves.get_or_insert_with(|| self.index.next_id());
+        self.marked((peer, theirs), mark)
+    }
+
+    fn marked(&self, peer: (NodeId, [u8; 16]), mark: u64) -> (NodeId, [u8; 16]) {
+        let (peer, mut combined) = self.teacher(peer);
+        let marked = blake3::hash(&[&combined[..], &mark.to_be_bytes()].concat());
+        let length = combined.len();
+        combined.copy_from_slice(&marked.as_bytes()[..length]);
+        (peer, combined)
+    }
+
     fn read_rows_until(
         &self,
         head: u64,
@@ -136,7 +155,8 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     ) -> Result<Rows, TreeError> {
         let mut batch = Batch { read: Rows { upto: after, ..Rows::default() }, ..Batch::default() };
         let mut contents = Contents::default();
-        let teacher = self.teacher(peer);
+        let teachers = [Some(self.teacher(peer)), digests.moves.map(|mark| self.marked(peer, mark))];
+        let taught = |row: &rows::EntryRow| row.taught_by.is_some() && teachers.contains(&row.taught_by);
         for _ in 0..JOURNAL_READS {
             let journal = self.index.journal(batch.read.upto, JOURNAL_ROWS)?;
             let whole = journal.len() < JOURNAL_ROWS;
@@ -146,7 +166,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 }
                 let row = match digests.have_told(&path, seq) {
                     true => None,
-                    false => Some(self.index.shared_row(&path)?).filter(|row| row.taught_by != Some(teacher)),
+                    false => Some(self.index.shared_row(&path)?).filter(|row| !taught(row)),
                 };
                 if let Some(row) = row {
                     match self.telling(&path, head, digests)? {

@@ -45,12 +45,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// Whether a directory that no peer has was found by a root that follows, and somebody put something into it since: then it
     /// is theirs, with its mode and time, and not one that others derive from what is in it.
     pub(super) fn is_found_and_needed(&self, row: &EntryRow) -> bool {
+        row.live_children > 0 && self.is_found_dir(row)
+    }
+
+    /// Whether a directory that no peer has was found by a root that follows: its time says so, for one that is derived has none.
+    pub(super) fn is_found_dir(&self, row: &EntryRow) -> bool {
         if self.options.first != Some(First::Receive) || self.receives_only() {
             return false;
         }
         let shown = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
         let found = shown.is_some_and(|state| state.value == Value::Dir && state.mtime.is_some());
-        found && row.entry.context.is_empty() && row.live_children > 0
+        found && row.entry.context.is_empty()
     }
 
     /// Pairs a path where one side's version counts; none where it pairs as any other.

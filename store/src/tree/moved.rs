@@ -15,6 +15,7 @@ use pleach_protocol::time::Time;
 use pleach_protocol::version::NodeId;
 use pleach_protocol::view::{self, State};
 
+use super::alike::Digests;
 use super::exchange::Life;
 use super::{Tree, TreeError};
 use crate::ignore;
@@ -113,11 +114,17 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         }
     }
 
-    /// A peer renamed a directory: where this disk shows the same one, it is renamed here. Says whether it was.
+    /// A peer renamed a directory: where this disk shows the same one, it is renamed here. Says whether it was. `digests` are
+    /// of the session in which it told so: only there it is not told the rows.
     ///
     /// # Errors
     /// [`TreeError`]; whatever stands in the way of the rename is met by its rows.
-    pub fn carry_move(&mut self, moved: &Moved, (peer, life): (NodeId, Life)) -> Result<bool, TreeError> {
+    pub fn carry_move(
+        &mut self,
+        moved: &Moved,
+        (peer, life): (NodeId, Life),
+        digests: &mut Digests,
+    ) -> Result<bool, TreeError> {
         if self.waits || self.is_scan_due() || self.sends_only() || !moved.is_possible() {
             return Ok(false);
         }
@@ -132,7 +139,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.waits || self.is_scan_due() || !self.holds_only(&place, &parts) {
             return Ok(false);
         }
-        let taught_by = Some(self.teacher((peer, life.incarnation)));
+        let taught_by = Some(self.teacher_of_moves((peer, life.incarnation), digests));
         let row = MovedRow { moved: moved.clone(), inode: (stamp.inode, stamp.btime), taught_by };
         self.index.put_other(key(), &row);
         self.index.flush()?;

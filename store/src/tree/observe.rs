@@ -230,6 +230,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if let Some(was) = old.stamp.filter(|was| stamp.is_none_or(|now| now.inode != was.inode)) {
             self.leave_link(path, was.inode);
         }
+        if let (Some(shown), Some(disk)) = (&mut old.shown.state, disk)
+            && self.is_found_dir(&row)
+        {
+            // It moves with what is in it; a time alone would not make it anybody's.
+            shown.mtime = disk.mtime;
+        }
         if self.is_found_and_needed(&row) {
             // It is as if it were made now.
             old.shown.state = None;

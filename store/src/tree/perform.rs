@@ -309,7 +309,9 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub(super) fn owe_times(&mut self, dirs: Vec<TreePath>) -> Result<(), TreeError> {
         for dir in dirs {
             let mut row = self.index.row(&dir)?;
-            if let Some(state) = row.shown.as_mut().and_then(|shown| shown.shown.state.as_mut())
+            // No peer has a time for what a root that follows found: the next look takes that of the disk.
+            if !self.is_found_dir(&row)
+                && let Some(state) = row.shown.as_mut().and_then(|shown| shown.shown.state.as_mut())
                 && state.value == Value::Dir
             {
                 state.mtime = None;
