@@ -471,7 +471,7 @@ impl<T: Tell> Exchange<T> {
             ),
             Output::ReadRows { after, bytes_max, .. } => {
                 let Some(stream) = self.peers.get_mut(&peer) else { return Ok(()) };
-                let place = (peer, stream.life.incarnation);
+                let place = (peer, stream.life);
                 let Rows { rows, alike, names, upto } =
                     tree.read_rows(after, bytes_max, place, stream.digests.theirs_mut())?;
                 stream.say(|tree| Input::Rows { tree, rows, alike, names, upto });

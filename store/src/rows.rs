@@ -192,7 +192,7 @@ pub struct EntryRow {
     pub entry: Entry,
     /// The newest journal position, 0 where it was never announced.
     pub seq: u64,
-    /// The peer that taught exactly this, and a hash of both journals' incarnations: as long as these are the same it need
+    /// The peer that taught exactly this, and a hash of both journals' incarnations and its start: as long as these are the same it need
     /// not hear it again. What follows from a rename that it told has a mark of that session in the hash.
     pub taught_by: Option<(NodeId, [u8; 16])>,
     /// What the disk showed last, none where it never did.

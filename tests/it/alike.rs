@@ -59,7 +59,7 @@ fn digests(node: &mut ModelNode) -> Digests {
 
 /// All that A tells B, which said what its directories come to.
 fn told(a: &mut ModelNode, b: &mut ModelNode, after: u64, digests: &mut Digests) -> Rows {
-    let place = (b.id, tree(b).index().meta().incarnation);
+    let place = (b.id, tree(b).life());
     tree(a).read_rows(after, usize::MAX, place, digests).unwrap()
 }
 

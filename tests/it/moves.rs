@@ -30,9 +30,8 @@ fn hear(a: &mut ModelNode, b: &mut ModelNode) -> usize {
     let mut inline = 0;
     let mut position = to.cursor(a.id).unwrap().map_or(0, |cursor| cursor.seq);
     while position < from.head() {
-        let incarnation = to.index().meta().incarnation;
         let Rows { rows, names, upto, .. } =
-            from.read_rows(position, 48 * 1024, (b.id, incarnation), &mut Digests::default()).unwrap();
+            from.read_rows(position, 48 * 1024, (b.id, to.life()), &mut Digests::default()).unwrap();
         inline += rows.iter().filter_map(|row| row.content.as_ref()).map(Vec::len).sum::<usize>();
         to.merge((a.id, from.life()), rows, names, upto).unwrap();
         to.commit().unwrap();

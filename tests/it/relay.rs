@@ -54,9 +54,8 @@ impl Between {
             node.tree.as_mut().unwrap().commit().unwrap();
         }
         let (a, b) = (teacher.tree.as_mut().unwrap(), node.tree.as_mut().unwrap());
-        let incarnation = b.index().meta().incarnation;
         let Rows { rows, names, upto, .. } =
-            a.read_rows(0, 1 << 20, (node.id, incarnation), &mut Digests::default()).unwrap();
+            a.read_rows(0, 1 << 20, (node.id, b.life()), &mut Digests::default()).unwrap();
         b.merge((teacher.id, a.life()), rows, names, upto).unwrap();
         b.commit().unwrap();
         let peers: BTreeMap<NodeId, String> = [1, 3, 4].map(|n| (NodeId([n; 32]), format!("n{n}"))).into();

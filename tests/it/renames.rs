@@ -265,7 +265,7 @@ fn a_machine_put_back_hears_of_a_rename_that_it_told() {
     let moved = begin(&mut a, "d", "e").unwrap().expect("it is one unit");
     let mut session = Digests::default();
     assert!(carry_in(&mut session, &mut b, &moved, &a).unwrap());
-    let place = (a.id, a.tree.as_ref().unwrap().life().incarnation);
+    let place = (a.id, a.tree.as_ref().unwrap().life());
     let mut told = |session: &mut Digests| {
         let rows = b.tree.as_mut().unwrap().read_rows(before, usize::MAX, place, session).unwrap();
         rows.rows.len() as u64

@@ -326,3 +326,9 @@ fn a_machine_put_back_after_it_told_a_rename_is_told_it() {
 fn a_directory_of_a_follower_is_told_although_its_time_is_owed() {
     run(1_068_714, false).unwrap();
 }
+
+/// Found by seed 1055110 (`troubles::a_machine_put_back_to_before_it_was_found_out_hears_of_what_it_taught`).
+#[test]
+fn a_machine_put_back_twice_is_told_what_it_taught() {
+    run(1_055_110, false).unwrap();
+}

@@ -317,6 +317,27 @@ fn a_machine_put_back_hears_of_what_it_taught_where_its_peer_begins_anew() {
     assert_eq!(a.disk.user().read("y").unwrap(), b"taught");
 }
 
+/// Found by seed 1055110: its peers had told the machine that it went back, it began its journal anew, and was put back to the moment
+/// before: as it was then it had nothing that a peer could tell it by, and was not told what it had taught long ago.
+#[test]
+fn a_machine_put_back_to_before_it_was_found_out_hears_of_what_it_taught() {
+    let (mut a, mut b) = pair();
+    a.tree.as_mut().unwrap().scan().unwrap();
+    a.tree.as_mut().unwrap().commit().unwrap();
+    a.disk.sync();
+    let image = (a.disk.image(), a.kv.image());
+    a.disk.user().write("y", "taught").unwrap();
+    assert!(settle(&mut a, &mut b).unwrap());
+    for found_out in [true, false] {
+        put_back(&mut a, &image);
+        if found_out {
+            a.tree.as_mut().unwrap().renew_incarnation([9; 16]).unwrap();
+        }
+        assert!(settle(&mut a, &mut b).unwrap());
+        assert_eq!(a.disk.user().read("y").ok().as_deref(), Some(&b"taught"[..]), "found out: {found_out}");
+    }
+}
+
 /// Restarts, sessions that tell nothing and a machine put back to a moment that its peer heard no more of are
 /// one life: no full exchange.
 #[test]
@@ -409,7 +430,7 @@ fn a_content_that_a_crash_took_is_no_edit_although_a_peer_changed_the_file() {
     to.scan().unwrap();
     to.commit().unwrap();
     let Rows { rows, names, upto, .. } =
-        to.read_rows(0, 48 * 1024, (a.id, from.index().meta().incarnation), &mut Digests::default()).unwrap();
+        to.read_rows(0, 48 * 1024, (a.id, from.life()), &mut Digests::default()).unwrap();
     assert!(!rows.is_empty());
     from.merge((b.id, to.life()), rows, names, upto).unwrap();
     from.commit().unwrap();

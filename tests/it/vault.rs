@@ -245,9 +245,9 @@ fn what_waited_for_a_content_that_was_found_tries_again_at_once() {
     let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
     from.scan().unwrap();
     from.commit().unwrap();
-    let (position, incarnation) = (to.cursor(a.id).unwrap().unwrap().seq, to.index().meta().incarnation);
+    let position = to.cursor(a.id).unwrap().unwrap().seq;
     let Rows { mut rows, names, upto, .. } =
-        from.read_rows(position, 48 * 1024, (b.id, incarnation), &mut Digests::default()).unwrap();
+        from.read_rows(position, 48 * 1024, (b.id, to.life()), &mut Digests::default()).unwrap();
     rows.iter_mut().for_each(|row| row.content = None);
     to.merge((a.id, from.life()), rows, names, upto).unwrap();
     to.commit().unwrap();

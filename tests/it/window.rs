@@ -19,9 +19,9 @@ fn what_came_with_its_row_waits_for_no_contents_that_are_on_their_way() {
     let (from, to) = (a.tree.as_mut().unwrap(), b.tree.as_mut().unwrap());
     from.scan().unwrap();
     from.commit().unwrap();
-    let (incarnation, mut upto, mut asked) = (to.index().meta().incarnation, 0, 0);
+    let (mut upto, mut asked) = (0, 0);
     while upto < from.head() {
-        let read = from.read_rows(upto, usize::MAX, (b.id, incarnation), &mut Default::default()).unwrap();
+        let read = from.read_rows(upto, usize::MAX, (b.id, to.life()), &mut Default::default()).unwrap();
         let Rows { mut rows, names, .. } = read;
         // As of files that are longer than what travels with a row.
         rows.iter_mut().filter(|row| row.path.name().starts_with(b"f")).for_each(|row| row.content = None);

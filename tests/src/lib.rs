@@ -30,7 +30,6 @@ pub fn pull<V: Vfs, K: Kv>(
     to_id: NodeId,
     heard: &mut Heard,
 ) -> Result<bool, TreeError> {
-    let to_incarnation = to.index().meta().incarnation;
     let known = to.cursor(from_id)?.filter(|c| c.incarnation == from.life().incarnation).unwrap_or_default();
     if heard.position == 0 {
         // A session begins; what it acks is known when it is told.
@@ -39,7 +38,7 @@ pub fn pull<V: Vfs, K: Kv>(
     }
     let mut moved = false;
     while heard.position < from.head() {
-        let read = from.read_rows(heard.position, 48 * 1024, (to_id, to_incarnation), &mut Digests::default())?;
+        let read = from.read_rows(heard.position, 48 * 1024, (to_id, to.life()), &mut Digests::default())?;
         let Rows { rows, names, upto, .. } = read;
         moved |= !rows.is_empty();
         to.merge((from_id, from.life()), rows, names, upto)?;

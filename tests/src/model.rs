@@ -213,10 +213,9 @@ pub fn ask(a: &mut ModelNode, b: &mut ModelNode) -> Vec<Want> {
     let mut heard = || {
         from.scan()?;
         from.commit()?;
-        let incarnation = to.index().meta().incarnation;
         let position = to.cursor(a.id)?.map_or(0, |cursor| cursor.seq);
         let Rows { rows, names, upto, .. } =
-            from.read_rows(position, usize::MAX, (b.id, incarnation), &mut Digests::default())?;
+            from.read_rows(position, usize::MAX, (b.id, to.life()), &mut Digests::default())?;
         to.merge((a.id, from.life()), rows, names, upto)?;
         to.commit()?;
         let wants = to.apply()?;

@@ -203,7 +203,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         });
         let Some(merged) = merged.collect::<Option<Vec<_>>>() else { return Ok(false) };
         self.take_names(names)?;
-        let teacher = self.teacher((peer, life.incarnation));
+        let teacher = self.teacher((peer, life));
         for (path, changed) in merged {
             let Some((theirs, mut row)) = changed else { continue };
             self.count_as_shown(&path, &mut row);

@@ -108,7 +108,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         &mut self,
         after: u64,
         bytes_max: usize,
-        peer: (NodeId, [u8; 16]),
+        peer: (NodeId, Life),
         digests: &mut Digests,
     ) -> Result<Rows, TreeError> {
         let head = self.index.durable_head();
@@ -119,11 +119,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     }
 
     /// How a row names the peer that taught it: of another life of the peer's journal, or of this one, it counts no more.
-    /// Where this journal began anew the peer may have been put back, and not know any more what it taught.
-    pub(super) fn teacher(&self, (peer, theirs): (NodeId, [u8; 16])) -> (NodeId, [u8; 16]) {
-        let both = blake3::hash(&[theirs, self.index.meta().incarnation].concat());
-        let mut combined = theirs;
-        combined.copy_from_slice(&both.as_bytes()[..theirs.len()]);
+    /// Where this journal began anew the peer may have been put back, and not know any more what it taught; and one that was
+    /// put back, found out, and then put back to before that, has its journal of before, but started anew.
+    pub(super) fn teacher(&self, (peer, theirs): (NodeId, Life)) -> (NodeId, [u8; 16]) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&theirs.incarnation).update(&theirs.start.to_be_bytes()).update(&self.index.meta().incarnation);
+        let mut combined = theirs.incarnation;
+        hasher.finalize_xof().fill(&mut combined);
         (peer, combined)
     }
 
@@ -131,14 +133,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     /// put back before its rows came would not be found out. It counts in this session.
     pub(super) fn teacher_of_moves(
         &mut self,
-        (peer, theirs): (NodeId, [u8; 16]),
+        (peer, theirs): (NodeId, Life),
         digests: &mut Digests,
     ) -> (NodeId, [u8; 16]) {
         let mark = *digests.moves.get_or_insert_with(|| self.index.next_id());
         self.marked((peer, theirs), mark)
     }
 
-    fn marked(&self, peer: (NodeId, [u8; 16]), mark: u64) -> (NodeId, [u8; 16]) {
+    fn marked(&self, peer: (NodeId, Life), mark: u64) -> (NodeId, [u8; 16]) {
         let (peer, mut combined) = self.teacher(peer);
         let marked = blake3::hash(&[&combined[..], &mark.to_be_bytes()].concat());
         let length = combined.len();
@@ -150,7 +152,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         &self,
         head: u64,
         (after, bytes_max): (u64, usize),
-        peer: (NodeId, [u8; 16]),
+        peer: (NodeId, Life),
         digests: &mut Digests,
     ) -> Result<Rows, TreeError> {
         let mut batch = Batch { read: Rows { upto: after, ..Rows::default() }, ..Batch::default() };
@@ -276,7 +278,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     fn merge_rows(&mut self, (peer, life): (NodeId, Life), rows: Vec<Announcement>) -> Result<(), TreeError> {
         let told = self.index.cursor(peer)?.unwrap_or_default().peer_merged;
-        let teacher = self.teacher((peer, life.incarnation));
+        let teacher = self.teacher((peer, life));
         for Announcement { path, entry, content } in rows {
             let row = self.index.row(&path)?;
             let merged = row.entry.merge(&entry);

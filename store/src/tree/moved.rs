@@ -139,7 +139,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if self.waits || self.is_scan_due() || !self.holds_only(&place, &parts) {
             return Ok(false);
         }
-        let taught_by = Some(self.teacher_of_moves((peer, life.incarnation), digests));
+        let taught_by = Some(self.teacher_of_moves((peer, life), digests));
         let row = MovedRow { moved: moved.clone(), inode: (stamp.inode, stamp.btime), taught_by };
         self.index.put_other(key(), &row);
         self.index.flush()?;
