@@ -2,6 +2,7 @@
 
 use pleach_protocol::path::TreePath;
 use pleach_store::vfs::model::{FaultRule, OpKind};
+use pleach_tests::fetch;
 use pleach_tests::model::{ModelNode, hear_of, pair, rest, settle};
 
 /// Found by seeds 293, 1333, 4613, 6213 and 7093: what is beneath a directory was passed while that was ignored, and is looked for in a file that
@@ -41,6 +42,30 @@ fn what_is_listed_against_a_path_is_over_when_it_is_ignored() {
         a.disk.advance(400_000_000_000);
     }
     assert_eq!(a.tree.as_ref().unwrap().problems().len(), 0);
+}
+
+/// Found by seed 1109803: what a writer kept could not be paired when it was no longer ignored, and then it was gone: nothing came in
+/// its place until the next rescan.
+#[test]
+fn what_goes_before_it_can_be_paired_comes_from_the_others() {
+    let (mut a, mut b) = pair();
+    a.disk.user().write("k", "1").unwrap();
+    rest(&mut a, &mut b);
+    b.disk.user().write(".pleachignore", "k\n").unwrap();
+    b.tree.as_mut().unwrap().scan().unwrap();
+    let writer = b.disk.user().open_writing("k").unwrap();
+    b.disk.user().remove(".pleachignore").unwrap();
+    let tree = b.tree.as_mut().unwrap();
+    tree.scan().unwrap();
+    assert_eq!(tree.catch_up().unwrap(), [TreePath::parse(b"k").unwrap()]);
+    b.disk.user().remove("k").unwrap();
+    drop(writer);
+    tree.look_again(&TreePath::parse(b"k").unwrap(), false, false);
+    tree.catch_up().unwrap();
+    tree.commit().unwrap();
+    fetch(a.tree.as_mut().unwrap(), tree).unwrap();
+    assert_eq!(b.disk.user().read("k").ok().as_deref(), Some(&b"1"[..]));
+    rest(&mut a, &mut b);
 }
 
 /// Found by seed 761793: rules held between two scans alone, and the applier passed what a peer had made meanwhile.

@@ -332,3 +332,9 @@ fn a_directory_of_a_follower_is_told_although_its_time_is_owed() {
 fn a_machine_put_back_twice_is_told_what_it_taught() {
     run(1_055_110, false).unwrap();
 }
+
+/// Found by seed 1109803 (`ignore::what_goes_before_it_can_be_paired_comes_from_the_others`).
+#[test]
+fn what_a_writer_kept_while_rules_changed_comes_back_once_it_is_gone() {
+    run(1_109_803, false).unwrap();
+}

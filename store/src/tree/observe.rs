@@ -264,6 +264,10 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let shown = match outcome {
             Observation::Unchanged => {
                 self.end_local(path)?;
+                if disk.is_none() && row.pairing != Pairing::No {
+                    // It went before it could be paired: what is to be there comes.
+                    self.take_up_unshown(path, &row)?;
+                }
                 if entry.is_none() && disk.is_some() && row.shown.is_some() {
                     // It was found by a root that follows a peer who does not have it (`first`), and is found
                     // again until it is gone: no journal leads here.

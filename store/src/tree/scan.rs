@@ -431,7 +431,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// What the applier passed and the disk never showed was ignored. Where it is not any more, all is
     /// planned again: rows beneath a directory come before its own.
-    fn take_up_unshown(&mut self, path: &TreePath, row: &EntryRow) -> Result<(), TreeError> {
+    pub(super) fn take_up_unshown(&mut self, path: &TreePath, row: &EntryRow) -> Result<(), TreeError> {
         let was_shown = row.shown.as_ref().is_some_and(|s| s.shown.state.is_some());
         // What was shown was removed by users of a tree that only receives.
         if self.sends_only() || was_shown || !self.apply.has_passed(path, row.seq) {
