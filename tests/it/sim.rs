@@ -338,3 +338,9 @@ fn a_machine_put_back_twice_is_told_what_it_taught() {
 fn what_a_writer_kept_while_rules_changed_comes_back_once_it_is_gone() {
     run(1_109_803, false).unwrap();
 }
+
+/// Found by seed 1105159: a node that had only sent lost its store before it took in what it had passed over.
+#[test]
+fn a_lost_store_finds_what_its_node_passed_over_while_it_only_sent() {
+    run(1_105_159, false).unwrap();
+}

@@ -654,6 +654,11 @@ impl World {
         }
         if lost_store {
             self.rest.store_lost(&there);
+            if self.ways.of(n) == Direction::Send || self.ways.has_turned(n) {
+                // Its disk may show what it passed over while it only sent.
+                self.rest.begin(n);
+                self.rest.touch_differing(&there);
+            }
             // It finds what its disk has as if it were new.
             self.rest.emptied(n);
         }
