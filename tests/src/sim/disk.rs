@@ -440,7 +440,10 @@ fn settled(user: &ModelUser) -> BTreeSet<Vec<u8>> {
 
 impl Rest {
     /// What a disk holds that is not what all showed at the last rest came from outside.
-    pub(super) fn touch_differing(&mut self, there: &std::collections::BTreeMap<Vec<u8>, pleach_store::vfs::model::Seen>) {
+    pub(super) fn touch_differing(
+        &mut self,
+        there: &std::collections::BTreeMap<Vec<u8>, pleach_store::vfs::model::Seen>,
+    ) {
         let differing: Vec<_> = there.iter().filter(|(path, seen)| self.was_shown(path) != Some(*seen)).collect();
         for (path, _) in differing {
             self.touch(&String::from_utf8_lossy(path));
