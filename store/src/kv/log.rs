@@ -16,7 +16,7 @@ use std::path::Path;
 use super::Batch;
 
 /// A log that holds so much is to be cleared.
-pub(super) const LOG_BYTES: usize = 1024 * 1024;
+pub(super) const LOG_BYTES: usize = 2 * 1024 * 1024;
 /// Length of the rows (u32), number of the batch (u64), BLAKE3 of number and rows; all little-endian.
 const HEAD_BYTES: usize = 4 + 8 + blake3::OUT_LEN;
 /// Stands for the length of the value of a row that is deleted.
@@ -25,12 +25,10 @@ const DELETED: u32 = u32::MAX;
 /// The log of one store.
 pub(super) struct Log {
     file: File,
-    /// Bytes and rows that are durable here and may not be in the engine.
+    /// Bytes that are durable here and may not be in the engine.
     used: u64,
-    rows: usize,
     /// What was pushed since.
     unwritten: Vec<u8>,
-    unwritten_rows: usize,
 }
 
 impl Log {
@@ -46,7 +44,7 @@ impl Log {
             bytes.resize(LOG_BYTES, 0);
         }
         let batches = read(&bytes);
-        Ok((Self { file, used: 0, rows: 0, unwritten: Vec::new(), unwritten_rows: 0 }, batches))
+        Ok((Self { file, used: 0, unwritten: Vec::new() }, batches))
     }
 
     /// Takes up a batch, to be written next.
@@ -63,17 +61,6 @@ impl Log {
             let fields = [&length(rows).to_le_bytes()[..], &number.to_le_bytes(), &hash(number, rows)].concat();
             head.copy_from_slice(&fields);
         }
-        self.unwritten_rows += batch.rows.len();
-    }
-
-    /// Rows that were taken up and not written.
-    pub(super) const fn unwritten_rows(&self) -> usize {
-        self.unwritten_rows
-    }
-
-    /// Rows that are durable here and may not be in the engine.
-    pub(super) const fn rows(&self) -> usize {
-        self.rows
     }
 
     /// Whether it holds as much as it should.
@@ -83,10 +70,12 @@ impl Log {
 
     /// Makes durable what was taken up.
     pub(super) fn write(&mut self) -> io::Result<()> {
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
         self.file.write_all_at(&self.unwritten, self.used)?;
         self.file.sync_data()?;
         self.used += self.unwritten.len() as u64;
-        self.rows += self.unwritten_rows;
         self.forget_unwritten();
         Ok(())
     }
@@ -94,12 +83,11 @@ impl Log {
     fn forget_unwritten(&mut self) {
         self.unwritten.clear();
         self.unwritten.shrink_to(LOG_BYTES);
-        self.unwritten_rows = 0;
     }
 
     /// The engine has made durable all that was taken up: begins anew.
     pub(super) fn clear(&mut self) {
-        (self.used, self.rows) = (0, 0);
+        self.used = 0;
         self.forget_unwritten();
     }
 }

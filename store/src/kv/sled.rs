@@ -1,18 +1,22 @@
 //! The store on disk: sled, used as was measured to be safe and small. The only module that names it.
 //!
-//! A directory holds `db` (sled's), `log` (ours, in front of it), `ready` (our marker that `db` was made whole) and `lock`.
+//! A directory holds `db` (sled's), two logs (ours, in front of it), `ready` (our marker that `db` was made whole) and `lock`.
+//! A batch is durable once a log has it, and its rows stay in memory. When they are many, a thread puts them into sled in the
+//! order of their keys, each with its last value, while the next batches go to the other log.
 //! sled does not sync its first files: a cut in the first seconds left a store that does not open.
 //! So they are synced here before the marker is written, and a `db` without marker is made anew.
 //! A row that cannot be read later leaves the marker `suspect`: the next opening calls the store broken.
 //! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
 
-use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::layers::{self, Layer};
 use super::log::Log;
 use super::{Batch, Kv, KvError, Row};
 
@@ -29,27 +33,42 @@ const ROW_OVERHEAD_BYTES: u64 = 512;
 
 /// The row with the number of the last batch; all others lie before it.
 const NUMBER_KEY: &[u8] = &[0xff];
-/// Rows in the log, at most: more between two flushes of sled were not measured to be safe. Only a batch may be larger.
-const LOGGED_ROWS_MAX: usize = 768;
-/// So many rows at once go to sled without the log, where that is empty.
-const UNLOGGED_ROWS: usize = 384;
+/// The logs in front of sled, which take turns.
+const LOGS: [&str; 2] = ["log", "log2"];
+/// Rows in memory at which they are put into sled.
+const LAYER_ROWS_MAX: usize = 4_096;
+/// Rows between two flushes of sled, at most: more were not measured to be safe.
+const FLUSHED_ROWS_MAX: usize = 768;
 
-/// Iterators that are kept until sled is flushed, for each that is dropped flushes it.
+/// Iterators that are kept while sled has nothing to flush, for each that is dropped flushes it, and while rows are put in.
 const KEPT_MAX: usize = 64;
+const KEPT_MEANWHILE_MAX: usize = 1_024;
 
 type Db = sled::Db<LEAF_FANOUT>;
+/// Iterators that are not needed any more.
+type Kept = Mutex<Vec<sled::Iter<LEAF_FANOUT>>>;
 
 /// A sled store. One owner.
 pub struct SledKv {
     dir: PathBuf,
-    /// At most [`KEPT_MAX`], and none where sled holds nothing that is to be flushed.
-    kept: RefCell<Vec<sled::Iter<LEAF_FANOUT>>>,
+    kept: Arc<Kept>,
     db: Option<Db>,
-    log: Log,
+    /// The first one takes the next batch.
+    logs: [Log; 2],
+    /// Rows of the batches in the first log.
+    fresh: Layer,
+    /// Those of the second one, as long as sled may lack them.
+    moving: Option<Moving>,
     /// Of the last batch.
     number: u64,
     written_bytes: u64,
     _lock: File,
+}
+
+/// Rows that a thread puts into sled.
+struct Moving {
+    rows: Arc<Layer>,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 impl std::fmt::Debug for SledKv {
@@ -74,7 +93,9 @@ impl SledKv {
             if db_dir.exists() {
                 fs::remove_dir_all(&db_dir).map_err(io("remove a half-made store"))?;
             }
-            remove(&dir.join("log")).map_err(io("remove the log of another store"))?;
+            for log in LOGS {
+                remove(&dir.join(log)).map_err(io("remove the log of another store"))?;
+            }
             drop(open_db(&db_dir)?);
             sync_tree(&db_dir).map_err(io("make a new store durable"))?;
             sync_path(dir).map_err(io("make a new store durable"))?;
@@ -87,11 +108,22 @@ impl SledKv {
         }
         put_log_behind_snapshot(&db_dir.join("metadata")).map_err(io("look at its snapshot"))?;
         let db = open_db(&db_dir)?;
-        let (log, batches) = Log::open(&dir.join("log")).map_err(io("open its log"))?;
-        let (dir, kept) = (dir.to_path_buf(), RefCell::default());
-        let mut kv = Self { dir, kept, db: Some(db), log, number: 0, written_bytes: 0, _lock: lock };
+        let open_log = |name| Log::open(&dir.join(name)).map_err(io("open its log"));
+        let [(first, mut batches), (second, more)] = [open_log(LOGS[0])?, open_log(LOGS[1])?];
+        batches.extend(more);
+        let mut kv = Self {
+            dir: dir.to_path_buf(),
+            kept: Arc::default(),
+            db: Some(db),
+            logs: [first, second],
+            fresh: Layer::new(),
+            moving: None,
+            number: 0,
+            written_bytes: 0,
+            _lock: lock,
+        };
         kv.number = kv.stored_number()?;
-        kv.put_in(batches)?;
+        kv.take_in(batches)?;
         Ok(kv)
     }
 
@@ -104,62 +136,71 @@ impl SledKv {
         KvError::Broken { path: self.dir.display().to_string(), reason: reason.into() }
     }
 
-    /// Puts in the batches of the log that sled lacks.
-    fn put_in(&mut self, batches: Vec<(u64, Batch)>) -> Result<(), KvError> {
+    /// Puts the batches of the logs into sled that it lacks.
+    fn take_in(&mut self, mut batches: Vec<(u64, Batch)>) -> Result<(), KvError> {
         let known = self.number;
-        let mut rows = 0;
+        batches.sort_by_key(|(number, _)| *number);
         for (number, batch) in batches.into_iter().filter(|(number, _)| *number > known) {
             if number != self.number + 1 {
                 // Rows that were told and acknowledged are not here any more.
                 return Err(self.broken("it lost batches that it had made durable"));
             }
-            rows += batch.rows.len();
-            if rows > LOGGED_ROWS_MAX {
-                self.flush_db()?;
-                rows = batch.rows.len();
-            }
-            self.apply(batch)?;
+            self.take(batch);
         }
-        self.flush_db()
+        self.move_fresh()?;
+        self.settle()
     }
 
-    /// Makes a batch visible, with its number.
-    fn apply(&mut self, batch: Batch) -> Result<(), KvError> {
+    /// Makes a batch visible.
+    fn take(&mut self, batch: Batch) {
         self.number += 1;
-        let mut rows = sled::Batch::default();
-        rows.insert(NUMBER_KEY, self.number.to_be_bytes());
-        for (key, value) in batch.rows {
-            self.written_bytes += (key.len() + value.as_ref().map_or(0, Vec::len)) as u64 + ROW_OVERHEAD_BYTES;
-            match value {
-                Some(value) => rows.insert(key, value),
-                None => rows.remove(key),
-            }
-        }
-        self.db()?.apply_batch(rows).map_err(|source| self.poison("write a batch", source))
+        self.fresh.extend(batch.rows);
     }
 
-    /// Makes sled itself durable.
-    fn flush_db(&mut self) -> Result<(), KvError> {
-        self.db()?.flush().map_err(|source| self.poison("make batches durable", source))?;
-        self.log.clear();
-        self.kept.borrow_mut().clear();
+    /// Begins to put the rows in memory into sled; they are durable in the first log, which is the second one from now on.
+    fn move_fresh(&mut self) -> Result<(), KvError> {
+        self.settle()?;
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let rows = Arc::new(std::mem::take(&mut self.fresh));
+        let lengths = rows.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len));
+        self.written_bytes += lengths.sum::<usize>() as u64 + rows.len() as u64 * ROW_OVERHEAD_BYTES;
+        self.logs.swap(0, 1);
+        self.logs[0].clear();
+        let (db, moved, number, kept) = (self.db()?.clone(), Arc::clone(&rows), self.number, Arc::clone(&self.kept));
+        match thread::Builder::new().name("store".into()).spawn(move || put_in(&db, &moved, number, &kept)) {
+            Ok(thread) => self.moving = Some(Moving { rows, thread }),
+            Err(error) => return Err(self.poison("start a thread", error)),
+        }
         Ok(())
     }
 
+    /// Waits until the rows that are being put into sled are in it.
+    fn settle(&mut self) -> Result<(), KvError> {
+        let Some(moving) = self.moving.take() else { return Ok(()) };
+        let done = moving.thread.join().unwrap_or_else(|_| Err(io::Error::other("its engine panicked")));
+        done.map_err(|source| self.poison("make batches durable", source))
+    }
+
     fn close(&mut self) {
-        self.kept.borrow_mut().clear();
+        if let Some(moving) = self.moving.take() {
+            // What it says is of no use any more: the log has the rows.
+            drop(moving.thread.join());
+        }
+        drop_kept(&self.kept);
         self.db = None;
     }
 
     /// Takes an iterator that is not needed any more.
     fn keep(&self, iterator: sled::Iter<LEAF_FANOUT>) {
-        let is_dirty = self.log.rows() + self.log.unwritten_rows() > 0;
-        let mut kept = self.kept.borrow_mut();
-        if !is_dirty || kept.len() >= KEPT_MAX {
-            kept.clear();
-        }
-        if is_dirty {
-            kept.push(iterator);
+        let most = if self.moving.is_some() { KEPT_MEANWHILE_MAX } else { KEPT_MAX };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(iterator);
+        let many = kept.len() > most;
+        drop(kept);
+        if many {
+            drop_kept(&self.kept);
         }
     }
 
@@ -189,10 +230,12 @@ pub fn move_aside(dir: &Path) -> io::Result<PathBuf> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let free = (0..u32::MAX).map(|n| dir.join(format!("broken-{now}-{n}"))).find(|p| !p.exists());
     let aside = free.ok_or_else(|| io::Error::other("no free name"))?;
-    // Never is it seen beside another store.
-    match fs::rename(dir.join("log"), aside.with_extension("log")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => sync_path(dir)?,
+    // Never are they seen beside another store.
+    for log in LOGS {
+        match fs::rename(dir.join(log), aside.with_extension(log)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => sync_path(dir)?,
+        }
     }
     fs::rename(dir.join("db"), &aside)?;
     for marker in ["ready", "suspect"] {
@@ -221,7 +264,7 @@ fn lock(dir: &Path) -> io::Result<File> {
             Ok(()) => return Ok(file),
             // A child of this process that has not come to its exec yet still holds what we let go.
             Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
-                std::thread::sleep(Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error.into()),
         }
@@ -281,8 +324,51 @@ fn open_db(dir: &Path) -> Result<Db, KvError> {
     }
 }
 
+/// Puts rows into sled, some at a time: `number` says that it has all of them.
+fn put_in(db: &Db, rows: &Layer, number: u64, kept: &Kept) -> io::Result<()> {
+    let mut left = rows.iter().peekable();
+    while left.peek().is_some() {
+        let mut batch = sled::Batch::default();
+        for (key, value) in left.by_ref().take(FLUSHED_ROWS_MAX) {
+            match value {
+                Some(value) => batch.insert(&key[..], &value[..]),
+                None => batch.remove(&key[..]),
+            }
+        }
+        if left.peek().is_none() {
+            batch.insert(NUMBER_KEY, &number.to_be_bytes());
+        }
+        db.apply_batch(batch)?;
+        db.flush()?;
+        drop_kept(kept);
+    }
+    Ok(())
+}
+
+fn drop_kept(kept: &Kept) {
+    let done = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+    drop(done);
+}
+
+impl Drop for SledKv {
+    /// Has sled take what only the logs have, or the next opening would wait for that.
+    fn drop(&mut self) {
+        if self.db.is_some()
+            && let Err(error) = self.move_fresh().and_then(|()| self.settle())
+        {
+            tracing::warn!(%error, "the store is closed before it has its last rows; the next opening takes them from its log");
+        }
+        self.close();
+    }
+}
+
 impl Kv for SledKv {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        let moving = self.moving.as_ref().and_then(|moving| moving.rows.get(key));
+        if let Some(row) = self.fresh.get(key).or(moving) {
+            self.db()?;
+            return Ok(row.clone());
+        }
         let found = self.db()?.get(key).map_err(|source| self.suspect("read a row", source))?;
         Ok(found.map(|value| value.to_vec()))
     }
@@ -290,44 +376,38 @@ impl Kv for SledKv {
     fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, KvError> {
         // sled's iterator does not stop at an upper bound: behind the last row within it, it reads
         // every leaf to the end of the store (alpha.124, `Iter::next`). So the bound is ours.
-        let (mut rows, end) = (Vec::new(), end.unwrap_or(NUMBER_KEY));
+        let (end, none) = (end.unwrap_or(NUMBER_KEY), Layer::new());
         let mut iterator = self.db()?.range(start.to_vec()..);
-        for row in iterator.by_ref().take(limit) {
-            let (key, value) = row.map_err(|source| self.suspect("read rows", source))?;
-            if &key[..] >= end {
-                break;
-            }
-            rows.push((key.to_vec(), value.to_vec()));
-        }
+        let stored = iterator.by_ref().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        let within = stored.take_while(|row| row.as_ref().map_or(true, |(key, _)| &key[..] < end));
+        let layers = [&self.fresh, self.moving.as_ref().map_or(&none, |moving| &moving.rows)];
+        let rows = layers::merged(layers, (start, end), limit, within);
+        let rows = rows.map_err(|source| self.suspect("read rows", source))?;
         self.keep(iterator);
         Ok(rows)
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), KvError> {
         self.db()?;
-        let rows = self.log.rows() + self.log.unwritten_rows();
-        if rows > 0 && rows + batch.rows.len() > LOGGED_ROWS_MAX {
-            self.flush_db()?;
-        }
-        self.log.push(self.number + 1, &batch);
-        self.apply(batch)
+        self.logs[0].push(self.number + 1, &batch);
+        self.take(batch);
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), KvError> {
         self.db()?;
-        match (self.log.rows(), self.log.unwritten_rows()) {
-            (_, 0) => return Ok(()),
-            (0, UNLOGGED_ROWS..) => return self.flush_db(),
-            _ => self.log.write().map_err(|source| self.poison("make batches durable", source))?,
+        self.logs[0].write().map_err(|source| self.poison("make batches durable", source))?;
+        if self.moving.as_ref().is_some_and(|moving| moving.thread.is_finished()) {
+            self.settle()?;
         }
-        if self.log.is_full() { self.flush_db() } else { Ok(()) }
+        if self.fresh.len() >= LAYER_ROWS_MAX || self.logs[0].is_full() { self.move_fresh() } else { Ok(()) }
     }
 
     fn reopen_if_grown(&mut self) -> Result<bool, KvError> {
         if self.written_bytes < GROWN_BYTES_MAX {
             return Ok(false);
         }
-        self.flush_db()?;
+        self.settle()?;
         self.close();
         self.db = Some(open_db(&self.dir.join("db"))?);
         self.written_bytes = 0;
@@ -344,6 +424,17 @@ mod tests {
         batch.put(key.as_bytes().to_vec(), value.to_vec());
         kv.commit(batch).unwrap();
         kv.flush().unwrap();
+    }
+
+    /// Has sled take all rows.
+    fn move_all(kv: &mut SledKv) {
+        kv.move_fresh().unwrap();
+        kv.settle().unwrap();
+    }
+
+    /// What a crash leaves.
+    fn crash(mut kv: SledKv) {
+        kv.fresh.clear();
     }
 
     #[test]
@@ -374,7 +465,10 @@ mod tests {
     #[test]
     fn an_opening_that_was_cut_short_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        put(&mut kv, "a", b"1");
+        move_all(&mut kv);
+        drop(kv);
         let metadata = dir.path().join("db/metadata");
         // One opening takes the log into the snapshot; it is killed before it begins the next log.
         drop(SledKv::open(dir.path()).unwrap());
@@ -456,7 +550,7 @@ mod tests {
         let (db, old) = (dir.path().join("db"), dir.path().join("old"));
         let mut kv = SledKv::open(dir.path()).unwrap();
         put(&mut kv, "a", b"1");
-        kv.flush_db().unwrap();
+        move_all(&mut kv);
         copy_dir(&db, &old);
         put(&mut kv, "a", b"2");
         put(&mut kv, "b", b"1");
@@ -466,7 +560,7 @@ mod tests {
         kv.commit(batch).unwrap();
         kv.flush().unwrap();
         let expected = values(&kv);
-        drop(kv);
+        crash(kv);
         put_back(&old, &db);
         // The second time the log holds what is there by now.
         for _ in 0..2 {
@@ -485,16 +579,16 @@ mod tests {
         put(&mut kv, "a", b"2");
         fs::copy(&log, &old).unwrap();
         put(&mut kv, "a", b"3");
-        kv.flush_db().unwrap();
+        move_all(&mut kv);
         put(&mut kv, "b", b"1");
         let expected = values(&kv);
-        drop(kv);
+        crash(kv);
         // The write of the last batch never came to the disk, and neither did the one before.
         put_back(&old, &log);
         let mut kv = SledKv::open(dir.path()).unwrap();
         assert_eq!(values(&kv), expected);
         put(&mut kv, "a", b"4");
-        drop(kv);
+        crash(kv);
         assert_eq!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().unwrap(), b"4");
     }
 
@@ -504,16 +598,20 @@ mod tests {
         let (db, old) = (dir.path().join("db"), dir.path().join("old"));
         let mut kv = SledKv::open(dir.path()).unwrap();
         put(&mut kv, "a", b"1");
-        kv.flush_db().unwrap();
+        move_all(&mut kv);
         copy_dir(&db, &old);
         put(&mut kv, "a", b"2");
-        kv.flush_db().unwrap();
-        put(&mut kv, "b", b"1");
-        drop(kv);
+        move_all(&mut kv);
+        // Both logs hold something later by now.
+        for key in ["b", "c"] {
+            put(&mut kv, key, b"1");
+            move_all(&mut kv);
+        }
+        crash(kv);
         put_back(&old, &db);
         assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
         let aside = move_aside(dir.path()).unwrap();
-        assert!(aside.with_extension("log").exists());
+        assert!(LOGS.iter().all(|log| aside.with_extension(log).exists()));
         assert!(values(&SledKv::open(dir.path()).unwrap()).is_empty());
     }
 
@@ -526,7 +624,31 @@ mod tests {
     }
 
     #[test]
-    fn few_rows_are_flushed_to_the_log_and_many_to_sled() {
+    fn rows_of_which_sled_has_a_part_come_from_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        for (key, value) in [("a", b"1"), ("b", b"1"), ("c", b"1")] {
+            put(&mut kv, key, value);
+        }
+        move_all(&mut kv);
+        put(&mut kv, "a", b"2");
+        let mut batch = Batch::default();
+        batch.delete(b"b".to_vec());
+        batch.put(b"c".to_vec(), b"2".to_vec());
+        kv.commit(batch).unwrap();
+        kv.flush().unwrap();
+        let expected = values(&kv);
+        // It is killed after the first rows, which have their last values, and before the number.
+        let mut part = sled::Batch::default();
+        part.insert(b"a", b"2");
+        part.remove(b"b");
+        kv.db().unwrap().apply_batch(part).unwrap();
+        crash(kv);
+        assert_eq!(values(&SledKv::open(dir.path()).unwrap()), expected);
+    }
+
+    #[test]
+    fn many_rows_go_to_sled() {
         let dir = tempfile::tempdir().unwrap();
         let mut kv = SledKv::open(dir.path()).unwrap();
         let mut write = |from: usize, rows: usize| {
@@ -536,14 +658,65 @@ mod tests {
             }
             kv.commit(batch).unwrap();
             kv.flush().unwrap();
-            (kv.log.rows(), kv.log.unwritten_rows())
+            (kv.fresh.len(), kv.moving.is_some())
         };
-        assert_eq!(write(0, UNLOGGED_ROWS), (0, 0));
-        assert_eq!(write(0, 1), (1, 0));
-        // Behind what is in the log only there.
-        assert_eq!(write(0, LOGGED_ROWS_MAX - 1), (LOGGED_ROWS_MAX, 0));
-        // Never are there more between two flushes of sled.
-        assert_eq!(write(0, 2), (2, 0));
-        assert_eq!(write(0, LOGGED_ROWS_MAX), (0, 0));
+        assert_eq!(write(0, LAYER_ROWS_MAX - 1), (LAYER_ROWS_MAX - 1, false));
+        assert_eq!(write(LAYER_ROWS_MAX, 1), (0, true));
+        kv.settle().unwrap();
+        // Few large ones, too.
+        put(&mut kv, "large", &vec![7; crate::kv::log::LOG_BYTES]);
+        assert!(kv.moving.is_some());
+        put(&mut kv, "last", b"1");
+        drop(kv);
+        for log in LOGS {
+            fs::remove_file(dir.path().join(log)).unwrap();
+        }
+        assert_eq!(SledKv::open(dir.path()).unwrap().range(b"", None, usize::MAX).unwrap().len(), LAYER_ROWS_MAX + 2);
+    }
+
+    #[test]
+    fn rows_read_the_same_while_they_are_put_into_sled() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kv = SledKv::open(dir.path()).unwrap();
+        let mut expected = Layer::new();
+        let mut state = 1_u64;
+        // SplitMix64.
+        let mut random = |below: u64| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (mixed ^ (mixed >> 31)) % below
+        };
+        let (rounds, mut met) = (300, 0);
+        for round in 0..rounds {
+            let mut batch = Batch::default();
+            for _ in 0..random(400) {
+                let key = format!("{:05}", random(20_000)).into_bytes();
+                match random(4) {
+                    0 => batch.delete(key),
+                    _ => batch.put(key, vec![b'v'; usize::try_from(random(60)).unwrap()]),
+                }
+            }
+            expected.extend(batch.rows.clone());
+            kv.commit(batch).unwrap();
+            kv.flush().unwrap();
+            if round % 50 == 49 {
+                kv.written_bytes = GROWN_BYTES_MAX;
+                assert!(kv.reopen_if_grown().unwrap());
+            }
+            for _ in 0..20 {
+                met += usize::from(kv.moving.as_ref().is_some_and(|moving| !moving.thread.is_finished()));
+                let key = format!("{:05}", random(20_000)).into_bytes();
+                assert_eq!(kv.get(&key).unwrap(), expected.get(&key).cloned().flatten());
+                let limit = usize::try_from(random(100)).unwrap();
+                let stored = expected.range(key.clone()..).filter_map(|(k, v)| Some((k.clone(), v.clone()?)));
+                assert_eq!(kv.range(&key, None, limit).unwrap(), stored.take(limit).collect::<Vec<_>>());
+            }
+        }
+        assert!(met > 0, "nothing was read meanwhile");
+        drop(kv);
+        let kv = SledKv::open(dir.path()).unwrap();
+        let stored: Vec<Row> = expected.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+        assert_eq!(kv.range(b"", None, usize::MAX).unwrap(), stored);
     }
 }
