@@ -220,6 +220,10 @@ pub trait Vfs: Send + Sync + 'static {
     fn threads(&self) -> usize {
         1
     }
+    /// How many threads gain from reading files here at once, which may have to come from a disk.
+    fn readers(&self) -> usize {
+        1
+    }
     /// How many files may be held open for one batch of changes.
     fn staged_max(&self) -> usize {
         256

@@ -118,17 +118,26 @@ pub(super) fn each<V: Vfs, T: Send, R: Send>(
     items: &mut [T],
     work: impl Fn(&mut Hands<'_, V>, &mut T) -> R + Sync,
 ) -> Vec<R> {
-    each_part(PART, (vfs, root), items, work)
+    each_part((vfs.threads(), PART), (vfs, root), items, work)
 }
 
-/// The same, where a thread takes so many at a time: of what is much work by itself, one.
+/// The same for what reads files.
+pub(super) fn each_read<V: Vfs, T: Send, R: Send>(
+    (vfs, root): (&V, &V::Dir),
+    items: &mut [T],
+    read: impl Fn(&mut T) -> R + Sync,
+) -> Vec<R> {
+    each_part((vfs.readers(), PART), (vfs, root), items, |_, item| read(item))
+}
+
+/// The same, on so many threads at most, each of which takes so many at a time: of what is much work by itself, one.
 pub(super) fn each_part<V: Vfs, T: Send, R: Send>(
-    part: usize,
+    (threads, part): (usize, usize),
     (vfs, root): (&V, &V::Dir),
     items: &mut [T],
     work: impl Fn(&mut Hands<'_, V>, &mut T) -> R + Sync,
 ) -> Vec<R> {
-    let helpers = vfs.threads().min(items.len().div_ceil(part)).saturating_sub(1);
+    let helpers = threads.min(items.len().div_ceil(part)).saturating_sub(1);
     let parts = Mutex::new(items.chunks_mut(part).enumerate());
     let run = || {
         let mut hands = Hands { vfs, root, holder: None };

@@ -325,7 +325,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let is_new = |path: &&TreePath| !looks.contains_key(*path) && self.is_new(path, names, known);
         let mut new: Vec<&TreePath> = paths.iter().filter(is_new).collect();
         let (vfs, care, most) = (&*self.vfs, self.care(), self.scan_reads_max());
-        let seen = hands::each(vfs, &place.root, &mut new, |_, path| {
+        let seen = hands::each_read((vfs, &place.root), &mut new, |path| {
             look::look_and_cut(vfs, dir, path.name(), (None, || None), (care, Reads::Short(most)))
         });
         looks.extend(new.into_iter().cloned().zip(seen));

