@@ -336,7 +336,7 @@ fn put_in(db: &Db, rows: &Layer, number: u64, kept: &Kept) -> io::Result<()> {
             }
         }
         if left.peek().is_none() {
-            batch.insert(NUMBER_KEY, &number.to_be_bytes());
+            batch.insert(NUMBER_KEY, number.to_be_bytes());
         }
         db.apply_batch(batch)?;
         db.flush()?;
