@@ -1,7 +1,7 @@
 //! The typed index of one tree over a [`Kv`]: entries with what the disk shows, the journal, cursors.
 //!
-//! Writes gather in one pending batch that reads already see; [`Index::commit`] hands it to the
-//! store as a unit and [`Index::flush`] makes it durable. Nothing above announces what is not flushed.
+//! Writes gather in one pending batch that reads already see; [`Index::flush`] hands it to the
+//! store as a unit and makes it durable. Nothing above announces what is not flushed.
 
 use std::collections::BTreeMap;
 use std::{fmt, io};
@@ -12,6 +12,7 @@ use pleach_protocol::view::{self, State, Surroundings};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::kv::layers::overlaid;
 use crate::kv::{Batch, Kv, KvError};
 use crate::rows::{self, CursorRow, EntryRow, HistoryRow, HookOn, MetaRow, RowError, Space};
 use crate::vfs::Syncing;
@@ -458,10 +459,7 @@ impl<K: Kv> Index<K> {
     }
 
     /// Hands the pending batch over as one unit.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub fn commit(&mut self) -> Result<()> {
+    fn commit(&mut self) -> Result<()> {
         self.await_names()?;
         self.encode_entries()?;
         if self.meta_changed {
@@ -518,34 +516,20 @@ fn merged<'p, T: Clone + 'p>(
     limit: usize,
     read: impl Fn(Vec<u8>) -> Result<T>,
 ) -> Result<Vec<(Vec<u8>, T)>> {
-    let mut pending = pending.peekable();
-    let mut out = Vec::new();
-    let mut from = start.to_vec();
-    loop {
-        let stored = kv.range(&from, Some(end), limit.min(RANGE_ROWS))?;
-        let last = stored.len() < limit.min(RANGE_ROWS);
-        let upto = stored.last().map(|(key, _)| key.clone());
-        for (key, value) in stored {
-            while let Some((pkey, row)) = pending.next_if(|(pkey, _)| **pkey < key) {
-                out.extend(row.map(|row| (pkey.clone(), row.clone())));
-            }
-            match pending.next_if(|(pkey, _)| **pkey == key) {
-                Some((_, row)) => out.extend(row.map(|row| (key, row.clone()))),
-                None => out.push((key, read(value)?)),
-            }
-            if out.len() >= limit {
-                out.truncate(limit);
-                return Ok(out);
-            }
+    let at_once = limit.min(RANGE_ROWS);
+    let (mut found, mut from) = (Vec::new().into_iter(), Some(start.to_vec()));
+    let stored = std::iter::from_fn(|| {
+        if found.as_slice().is_empty() {
+            let rows = match kv.range(&from.take()?, Some(end), at_once) {
+                Ok(rows) => rows,
+                Err(error) => return Some(Err(error.into())),
+            };
+            from = rows.last().filter(|_| rows.len() == at_once).map(|(key, _)| [&key[..], &[0]].concat());
+            found = rows.into_iter();
         }
-        if last {
-            out.extend(pending.filter_map(|(key, row)| Some((key.clone(), row?.clone()))));
-            out.truncate(limit);
-            return Ok(out);
-        }
-        from = upto.unwrap_or_default();
-        from.push(0);
-    }
+        found.next().map(Ok)
+    });
+    overlaid(pending, stored, limit, read)
 }
 
 /// Whether the path shows anything.

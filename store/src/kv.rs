@@ -2,7 +2,7 @@
 //!
 //! Keys and values are bytes; what they mean is the index's business. Only `kv::sled` names sled.
 
-mod layers;
+pub(crate) mod layers;
 mod log;
 pub mod memory;
 pub mod sled;

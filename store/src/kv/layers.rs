@@ -1,4 +1,4 @@
-//! Rows that are durable in the log and not in the engine yet, read as one with those that are.
+//! Rows that wait in front of those that are stored, read as one with them.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included};
@@ -8,46 +8,50 @@ use super::Row;
 /// Rows as they were last put (`Some`) or deleted (`None`).
 pub(super) type Layer = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
-/// The first `limit` rows from `start` to before `end`, in order. What the first layer says of a row counts before what
-/// the second one does, and that before the engine, whose rows are within these bounds and come in order.
-pub(super) fn merged<E>(
-    layers: [&Layer; 2],
+/// What two layers say of the rows from `start` to before `end`, in order; of a row of both, what the first one says.
+pub(super) fn newest<'l>(
+    layers: [&'l Layer; 2],
     (start, end): (&[u8], &[u8]),
-    limit: usize,
-    engine: impl Iterator<Item = Result<Row, E>>,
-) -> Result<Vec<Row>, E> {
-    if start >= end {
-        return Ok(Vec::new());
-    }
-    let within = (Included(start), Excluded(end));
+) -> impl Iterator<Item = (&'l Vec<u8>, Option<&'l Vec<u8>>)> {
+    // A range that ends before it begins would panic.
+    let within = (Included(start), Excluded(end.max(start)));
     let [mut newer, mut older] = layers.map(|layer| layer.range::<[u8], _>(within).peekable());
-    let mut changed = std::iter::from_fn(|| {
+    std::iter::from_fn(move || {
         let next = [newer.peek(), older.peek()].into_iter().flatten().map(|(key, _)| *key).min()?;
         let late = newer.next_if(|(key, _)| *key == next);
         let early = older.next_if(|(key, _)| *key == next);
-        late.or(early)
+        late.or(early).map(|(key, value)| (key, value.as_ref()))
     })
-    .peekable();
-    let owned = |(key, value): (&Vec<u8>, &Option<Vec<u8>>)| Some((key.clone(), value.clone()?));
-    let mut rows = Vec::new();
-    for row in engine {
+}
+
+/// The first `limit` of the rows that are stored as they were changed since: put (`Some`) or deleted. Both come in the
+/// order of their keys; `read` makes of a stored value what a changed one is.
+pub(crate) fn overlaid<'c, T: Clone + 'c, E>(
+    changed: impl Iterator<Item = (&'c Vec<u8>, Option<&'c T>)>,
+    mut stored: impl Iterator<Item = Result<Row, E>>,
+    limit: usize,
+    read: impl Fn(Vec<u8>) -> Result<T, E>,
+) -> Result<Vec<(Vec<u8>, T)>, E> {
+    let (mut rows, mut changed) = (Vec::new(), changed.peekable());
+    let put = |(key, value): (&Vec<u8>, Option<&T>)| Some((key.clone(), value?.clone()));
+    while rows.len() < limit
+        && let Some(row) = stored.next()
+    {
         let (key, value) = row?;
         while rows.len() < limit
             && let Some(row) = changed.next_if(|(changed, _)| **changed < key)
         {
-            rows.extend(owned(row));
+            rows.extend(put(row));
         }
-        if rows.len() < limit {
-            match changed.next_if(|(changed, _)| **changed == key) {
-                Some(row) => rows.extend(owned(row)),
-                None => rows.push((key, value)),
-            }
+        if rows.len() == limit {
+            break;
         }
-        if rows.len() >= limit {
-            return Ok(rows);
+        match changed.next_if(|(changed, _)| **changed == key) {
+            Some(row) => rows.extend(put(row)),
+            None => rows.push((key, read(value)?)),
         }
     }
-    rows.extend(changed.filter_map(owned).take(limit - rows.len()));
+    rows.extend(changed.filter_map(put).take(limit - rows.len()));
     Ok(rows)
 }
 
@@ -81,7 +85,8 @@ mod tests {
                 map.iter().filter(|(key, _)| within(key)).filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect()
             };
             let expected: Vec<Row> = rows(&one).into_iter().take(limit).collect();
-            let found = merged([&newer, &older], (&start, &end), limit, rows(&stored).into_iter().map(Ok::<_, ()>));
+            let changed = newest([&newer, &older], (&start, &end));
+            let found = overlaid(changed, rows(&stored).into_iter().map(Ok::<_, ()>), limit, Ok);
             prop_assert_eq!(found, Ok(expected));
         }
     }

@@ -76,19 +76,14 @@ impl Log {
         self.file.write_all_at(&self.unwritten, self.used)?;
         self.file.sync_data()?;
         self.used += self.unwritten.len() as u64;
-        self.forget_unwritten();
+        self.unwritten.clear();
+        self.unwritten.shrink_to(LOG_BYTES);
         Ok(())
     }
 
-    fn forget_unwritten(&mut self) {
-        self.unwritten.clear();
-        self.unwritten.shrink_to(LOG_BYTES);
-    }
-
-    /// The engine has made durable all that was taken up: begins anew.
-    pub(super) fn clear(&mut self) {
+    /// The engine has made durable all that was written: begins anew.
+    pub(super) const fn clear(&mut self) {
         self.used = 0;
-        self.forget_unwritten();
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::iter::Peekable;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +41,8 @@ const LAYER_ROWS_MAX: usize = 4_096;
 /// Rows between two flushes of sled, at most: more were not measured to be safe.
 const FLUSHED_ROWS_MAX: usize = 768;
 
-/// Iterators that are kept while sled has nothing to flush, for each that is dropped flushes it, and while rows are put in.
+/// Iterators that are kept, for each that is dropped flushes sled, which may look for what to make compact; and those that are
+/// kept while a thread puts rows in, for that would be a flush beside its own.
 const KEPT_MAX: usize = 64;
 const KEPT_MEANWHILE_MAX: usize = 1_024;
 
@@ -157,23 +159,35 @@ impl SledKv {
         self.fresh.extend(batch.rows);
     }
 
-    /// Begins to put the rows in memory into sled; they are durable in the first log, which is the second one from now on.
+    /// Begins to put the rows in memory into sled; the first log, which has them, is the second one from now on.
     fn move_fresh(&mut self) -> Result<(), KvError> {
         self.settle()?;
         if self.fresh.is_empty() {
             return Ok(());
         }
+        let db = self.db()?.clone();
+        // Of a batch that no log has, a crash would leave the part that sled has by then.
+        self.write_log()?;
         let rows = Arc::new(std::mem::take(&mut self.fresh));
         let lengths = rows.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len));
         self.written_bytes += lengths.sum::<usize>() as u64 + rows.len() as u64 * ROW_OVERHEAD_BYTES;
         self.logs.swap(0, 1);
         self.logs[0].clear();
-        let (db, moved, number, kept) = (self.db()?.clone(), Arc::clone(&rows), self.number, Arc::clone(&self.kept));
+        let (moved, number, kept) = (Arc::clone(&rows), self.number, Arc::clone(&self.kept));
         match thread::Builder::new().name("store".into()).spawn(move || put_in(&db, &moved, number, &kept)) {
             Ok(thread) => self.moving = Some(Moving { rows, thread }),
             Err(error) => return Err(self.poison("start a thread", error)),
         }
         Ok(())
+    }
+
+    fn write_log(&mut self) -> Result<(), KvError> {
+        self.logs[0].write().map_err(|source| self.poison("make batches durable", source))
+    }
+
+    /// Whether a thread is putting rows into sled.
+    fn is_moving(&self) -> bool {
+        self.moving.as_ref().is_some_and(|moving| !moving.thread.is_finished())
     }
 
     /// Waits until the rows that are being put into sled are in it.
@@ -194,7 +208,7 @@ impl SledKv {
 
     /// Takes an iterator that is not needed any more.
     fn keep(&self, iterator: sled::Iter<LEAF_FANOUT>) {
-        let most = if self.moving.is_some() { KEPT_MEANWHILE_MAX } else { KEPT_MAX };
+        let most = if self.is_moving() { KEPT_MEANWHILE_MAX } else { KEPT_MAX };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(iterator);
         let many = kept.len() > most;
@@ -324,25 +338,34 @@ fn open_db(dir: &Path) -> Result<Db, KvError> {
     }
 }
 
-/// Puts rows into sled, some at a time: `number` says that it has all of them.
+/// Puts rows into sled.
 fn put_in(db: &Db, rows: &Layer, number: u64, kept: &Kept) -> io::Result<()> {
     let mut left = rows.iter().peekable();
     while left.peek().is_some() {
-        let mut batch = sled::Batch::default();
-        for (key, value) in left.by_ref().take(FLUSHED_ROWS_MAX) {
-            match value {
-                Some(value) => batch.insert(&key[..], &value[..]),
-                None => batch.remove(&key[..]),
-            }
-        }
-        if left.peek().is_none() {
-            batch.insert(NUMBER_KEY, number.to_be_bytes());
-        }
-        db.apply_batch(batch)?;
-        db.flush()?;
+        put_some(db, &mut left, number)?;
         drop_kept(kept);
     }
     Ok(())
+}
+
+/// Puts the next rows into sled, with the last ones the number that says that it has all.
+fn put_some<'r>(
+    db: &Db,
+    left: &mut Peekable<impl Iterator<Item = (&'r Vec<u8>, &'r Option<Vec<u8>>)>>,
+    number: u64,
+) -> io::Result<()> {
+    let mut batch = sled::Batch::default();
+    for (key, value) in left.by_ref().take(FLUSHED_ROWS_MAX) {
+        match value {
+            Some(value) => batch.insert(&key[..], &value[..]),
+            None => batch.remove(&key[..]),
+        }
+    }
+    if left.peek().is_none() {
+        batch.insert(NUMBER_KEY, number.to_be_bytes());
+    }
+    db.apply_batch(batch)?;
+    db.flush().map(drop)
 }
 
 fn drop_kept(kept: &Kept) {
@@ -381,7 +404,7 @@ impl Kv for SledKv {
         let stored = iterator.by_ref().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
         let within = stored.take_while(|row| row.as_ref().map_or(true, |(key, _)| &key[..] < end));
         let layers = [&self.fresh, self.moving.as_ref().map_or(&none, |moving| &moving.rows)];
-        let rows = layers::merged(layers, (start, end), limit, within);
+        let rows = layers::overlaid(layers::newest(layers, (start, end)), within, limit, Ok);
         let rows = rows.map_err(|source| self.suspect("read rows", source))?;
         self.keep(iterator);
         Ok(rows)
@@ -396,8 +419,8 @@ impl Kv for SledKv {
 
     fn flush(&mut self) -> Result<(), KvError> {
         self.db()?;
-        self.logs[0].write().map_err(|source| self.poison("make batches durable", source))?;
-        if self.moving.as_ref().is_some_and(|moving| moving.thread.is_finished()) {
+        self.write_log()?;
+        if !self.is_moving() {
             self.settle()?;
         }
         if self.fresh.len() >= LAYER_ROWS_MAX || self.logs[0].is_full() { self.move_fresh() } else { Ok(()) }
@@ -416,307 +439,4 @@ impl Kv for SledKv {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn put(kv: &mut SledKv, key: &str, value: &[u8]) {
-        let mut batch = Batch::default();
-        batch.put(key.as_bytes().to_vec(), value.to_vec());
-        kv.commit(batch).unwrap();
-        kv.flush().unwrap();
-    }
-
-    /// Has sled take all rows.
-    fn move_all(kv: &mut SledKv) {
-        kv.move_fresh().unwrap();
-        kv.settle().unwrap();
-    }
-
-    /// What a crash leaves.
-    fn crash(mut kv: SledKv) {
-        kv.fresh.clear();
-    }
-
-    #[test]
-    fn a_store_without_marker_is_made_anew() {
-        let dir = tempfile::tempdir().unwrap();
-        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
-        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_some());
-        fs::remove_file(dir.path().join("ready")).unwrap();
-        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
-    }
-
-    #[test]
-    fn a_broken_store_is_moved_aside_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
-        for entry in fs::read_dir(dir.path().join("db")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_file() {
-                fs::write(&path, b"garbage that is no store").unwrap();
-            }
-        }
-        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
-        let aside = move_aside(dir.path()).unwrap();
-        assert!(aside.is_dir());
-        assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_none());
-    }
-
-    #[test]
-    fn an_opening_that_was_cut_short_loses_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        put(&mut kv, "a", b"1");
-        move_all(&mut kv);
-        drop(kv);
-        let metadata = dir.path().join("db/metadata");
-        // One opening takes the log into the snapshot; it is killed before it begins the next log.
-        drop(SledKv::open(dir.path()).unwrap());
-        for entry in fs::read_dir(&metadata).unwrap() {
-            let path = entry.unwrap().path();
-            if path.file_name().unwrap().to_string_lossy().starts_with("log_") {
-                assert_eq!(fs::metadata(&path).unwrap().len(), 0);
-                fs::remove_file(path).unwrap();
-            }
-        }
-        for _ in 0..3 {
-            assert!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().is_some());
-        }
-    }
-
-    #[test]
-    fn a_suspect_store_is_broken_until_it_is_moved_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        put(&mut kv, "a", b"1");
-        kv.suspect("read a row", io::Error::other("a fault"));
-        drop(kv);
-        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
-        move_aside(dir.path()).unwrap();
-        assert!(SledKv::open(dir.path()).is_ok());
-    }
-
-    #[test]
-    fn two_owners_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = SledKv::open(dir.path()).unwrap();
-        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Io { what: "take its lock", .. })));
-    }
-
-    #[test]
-    fn reopening_loses_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        for n in 0..100 {
-            put(&mut kv, &format!("{n:03}"), &[7; 100]);
-        }
-        kv.written_bytes = GROWN_BYTES_MAX;
-        assert!(kv.reopen_if_grown().unwrap());
-        assert_eq!(kv.range(b"", None, 1000).unwrap().len(), 100);
-        assert_eq!(kv.range(b"010", Some(b"020"), 5).unwrap().len(), 5);
-    }
-
-    /// What a power cut leaves of sled: what it was when it was last flushed.
-    fn copy_dir(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy_dir(&entry.path(), &to);
-            } else {
-                fs::copy(entry.path(), to).unwrap();
-            }
-        }
-    }
-
-    fn put_back(from: &Path, to: &Path) {
-        if to.is_dir() {
-            fs::remove_dir_all(to).unwrap();
-            copy_dir(from, to);
-        } else {
-            fs::copy(from, to).unwrap();
-        }
-    }
-
-    fn values(kv: &SledKv) -> Vec<(String, Vec<u8>)> {
-        let rows = kv.range(b"", None, usize::MAX).unwrap();
-        rows.into_iter().map(|(key, value)| (String::from_utf8(key).unwrap(), value)).collect()
-    }
-
-    #[test]
-    fn what_sled_lacks_comes_from_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let (db, old) = (dir.path().join("db"), dir.path().join("old"));
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        put(&mut kv, "a", b"1");
-        move_all(&mut kv);
-        copy_dir(&db, &old);
-        put(&mut kv, "a", b"2");
-        put(&mut kv, "b", b"1");
-        let mut batch = Batch::default();
-        batch.delete(b"a".to_vec());
-        batch.put(b"c".to_vec(), b"1".to_vec());
-        kv.commit(batch).unwrap();
-        kv.flush().unwrap();
-        let expected = values(&kv);
-        crash(kv);
-        put_back(&old, &db);
-        // The second time the log holds what is there by now.
-        for _ in 0..2 {
-            let kv = SledKv::open(dir.path()).unwrap();
-            assert_eq!(values(&kv), expected);
-            assert_eq!(kv.number, 4);
-        }
-    }
-
-    #[test]
-    fn an_older_log_takes_nothing_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, old) = (dir.path().join("log"), dir.path().join("old"));
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        put(&mut kv, "a", b"1");
-        put(&mut kv, "a", b"2");
-        fs::copy(&log, &old).unwrap();
-        put(&mut kv, "a", b"3");
-        move_all(&mut kv);
-        put(&mut kv, "b", b"1");
-        let expected = values(&kv);
-        crash(kv);
-        // The write of the last batch never came to the disk, and neither did the one before.
-        put_back(&old, &log);
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        assert_eq!(values(&kv), expected);
-        put(&mut kv, "a", b"4");
-        crash(kv);
-        assert_eq!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap().unwrap(), b"4");
-    }
-
-    #[test]
-    fn a_store_that_lost_what_was_durable_is_broken() {
-        let dir = tempfile::tempdir().unwrap();
-        let (db, old) = (dir.path().join("db"), dir.path().join("old"));
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        put(&mut kv, "a", b"1");
-        move_all(&mut kv);
-        copy_dir(&db, &old);
-        put(&mut kv, "a", b"2");
-        move_all(&mut kv);
-        // Both logs hold something later by now.
-        for key in ["b", "c"] {
-            put(&mut kv, key, b"1");
-            move_all(&mut kv);
-        }
-        crash(kv);
-        put_back(&old, &db);
-        assert!(matches!(SledKv::open(dir.path()), Err(KvError::Broken { .. })));
-        let aside = move_aside(dir.path()).unwrap();
-        assert!(LOGS.iter().all(|log| aside.with_extension(log).exists()));
-        assert!(values(&SledKv::open(dir.path()).unwrap()).is_empty());
-    }
-
-    #[test]
-    fn a_store_that_is_made_anew_takes_nothing_from_a_log() {
-        let dir = tempfile::tempdir().unwrap();
-        put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
-        fs::remove_file(dir.path().join("ready")).unwrap();
-        assert!(values(&SledKv::open(dir.path()).unwrap()).is_empty());
-    }
-
-    #[test]
-    fn rows_of_which_sled_has_a_part_come_from_the_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        for (key, value) in [("a", b"1"), ("b", b"1"), ("c", b"1")] {
-            put(&mut kv, key, value);
-        }
-        move_all(&mut kv);
-        put(&mut kv, "a", b"2");
-        let mut batch = Batch::default();
-        batch.delete(b"b".to_vec());
-        batch.put(b"c".to_vec(), b"2".to_vec());
-        kv.commit(batch).unwrap();
-        kv.flush().unwrap();
-        let expected = values(&kv);
-        // It is killed after the first rows, which have their last values, and before the number.
-        let mut part = sled::Batch::default();
-        part.insert(b"a", b"2");
-        part.remove(b"b");
-        kv.db().unwrap().apply_batch(part).unwrap();
-        crash(kv);
-        assert_eq!(values(&SledKv::open(dir.path()).unwrap()), expected);
-    }
-
-    #[test]
-    fn many_rows_go_to_sled() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        let mut write = |from: usize, rows: usize| {
-            let mut batch = Batch::default();
-            for row in from..from + rows {
-                batch.put(format!("{row:06}").into_bytes(), vec![7; 100]);
-            }
-            kv.commit(batch).unwrap();
-            kv.flush().unwrap();
-            (kv.fresh.len(), kv.moving.is_some())
-        };
-        assert_eq!(write(0, LAYER_ROWS_MAX - 1), (LAYER_ROWS_MAX - 1, false));
-        assert_eq!(write(LAYER_ROWS_MAX, 1), (0, true));
-        kv.settle().unwrap();
-        // Few large ones, too.
-        put(&mut kv, "large", &vec![7; crate::kv::log::LOG_BYTES]);
-        assert!(kv.moving.is_some());
-        put(&mut kv, "last", b"1");
-        drop(kv);
-        for log in LOGS {
-            fs::remove_file(dir.path().join(log)).unwrap();
-        }
-        assert_eq!(SledKv::open(dir.path()).unwrap().range(b"", None, usize::MAX).unwrap().len(), LAYER_ROWS_MAX + 2);
-    }
-
-    #[test]
-    fn rows_read_the_same_while_they_are_put_into_sled() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut kv = SledKv::open(dir.path()).unwrap();
-        let mut expected = Layer::new();
-        let mut state = 1_u64;
-        // SplitMix64.
-        let mut random = |below: u64| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (mixed ^ (mixed >> 31)) % below
-        };
-        let (rounds, mut met) = (300, 0);
-        for round in 0..rounds {
-            let mut batch = Batch::default();
-            for _ in 0..random(400) {
-                let key = format!("{:05}", random(20_000)).into_bytes();
-                match random(4) {
-                    0 => batch.delete(key),
-                    _ => batch.put(key, vec![b'v'; usize::try_from(random(60)).unwrap()]),
-                }
-            }
-            expected.extend(batch.rows.clone());
-            kv.commit(batch).unwrap();
-            kv.flush().unwrap();
-            if round % 50 == 49 {
-                kv.written_bytes = GROWN_BYTES_MAX;
-                assert!(kv.reopen_if_grown().unwrap());
-            }
-            for _ in 0..20 {
-                met += usize::from(kv.moving.as_ref().is_some_and(|moving| !moving.thread.is_finished()));
-                let key = format!("{:05}", random(20_000)).into_bytes();
-                assert_eq!(kv.get(&key).unwrap(), expected.get(&key).cloned().flatten());
-                let limit = usize::try_from(random(100)).unwrap();
-                let stored = expected.range(key.clone()..).filter_map(|(k, v)| Some((k.clone(), v.clone()?)));
-                assert_eq!(kv.range(&key, None, limit).unwrap(), stored.take(limit).collect::<Vec<_>>());
-            }
-        }
-        assert!(met > 0, "nothing was read meanwhile");
-        drop(kv);
-        let kv = SledKv::open(dir.path()).unwrap();
-        let stored: Vec<Row> = expected.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-        assert_eq!(kv.range(b"", None, usize::MAX).unwrap(), stored);
-    }
-}
+mod tests;
