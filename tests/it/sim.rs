@@ -344,3 +344,24 @@ fn what_a_writer_kept_while_rules_changed_comes_back_once_it_is_gone() {
 fn a_lost_store_finds_what_its_node_passed_over_while_it_only_sent() {
     run(1_105_159, false).unwrap();
 }
+
+/// Found by seed 1135475: a user took away what alone kept a directory in place of a file, then waited while they still saw the
+/// directory.
+#[test]
+fn a_directory_goes_with_what_it_was_there_for() {
+    run(1_135_475, false).unwrap();
+}
+
+/// Found by seed 1136809: a disk failed before the journal had the first pairing of a root that follows a peer; what its user put there
+/// before it was open again is found like all else.
+#[test]
+fn what_is_put_before_a_follower_that_failed_pairs_once_more_is_found() {
+    run(1_136_809, false).unwrap();
+}
+
+/// Found by seed 1149989: a directory that a lost store found displaced a file, then all stores were lost, and only a node that
+/// receives still has the directory; the file is in the vault.
+#[test]
+fn what_a_found_directory_displaced_is_in_the_vault() {
+    run(1_149_989, false).unwrap();
+}

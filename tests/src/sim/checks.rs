@@ -377,11 +377,15 @@ impl World {
             let mut senders = (0..self.nodes.len()).filter(|n| self.ways.of(*n) == Direction::Send);
             lists && senders.any(|n| self.rest.is_touched_by(path, n))
         };
-        if let Some(path) = self.rest.put.iter().find(|path| !ruled && !shown.contains_key(*path) && !sent(path)) {
+        // What a directory displaced that a lost store found is in the vault, also where the directory went with another store.
+        let displaced = |path: &[u8]| self.rest.is_found_dir(path);
+        let excused = |path: &[u8]| ruled || sent(path) || displaced(path);
+        if let Some(path) = self.rest.put.iter().find(|path| !shown.contains_key(*path) && !excused(path)) {
             return Err(format!("'{}' is gone, and no user took it away", String::from_utf8_lossy(path)));
         }
         // Once is enough: it stays away.
-        let gone: Vec<Vec<u8>> = self.rest.put.iter().filter(|p| !shown.contains_key(*p) && sent(p)).cloned().collect();
+        let gone: Vec<Vec<u8>> =
+            self.rest.put.iter().filter(|p| !shown.contains_key(*p) && excused(p)).cloned().collect();
         self.rest.put.retain(|path| !gone.contains(path));
         self.note_gone(shown)?;
         for path in self.rest.shown.keys().chain(shown.keys()) {

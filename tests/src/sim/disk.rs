@@ -388,7 +388,11 @@ impl World {
         let node = &mut self.nodes[n];
         match started {
             Ok(()) => {
-                node.note_paired();
+                if !node.note_paired() {
+                    // What users put meanwhile is found by the root that pairs once more.
+                    self.rest.forget_put_by(n);
+                }
+                let node = &mut self.nodes[n];
                 node.trials.was_away = false;
                 node.trials.to_approve = false;
                 if std::mem::take(&mut node.trials.store_lost) {

@@ -210,6 +210,7 @@ impl World {
             return Ok(());
         }
         let seen = self.nodes[n].model.seen();
+        let derived: BTreeSet<_> = seen.keys().filter(|path| self.nodes[n].is_derived(path)).cloned().collect();
         let begun = self.nodes[n].begin_wait();
         self.say(format!("n{n} waits: {begun:?}"));
         let outcome = begun.map(|wait| {
@@ -226,6 +227,8 @@ impl World {
             // Others may know of the deletion that a store which went back does not know any more.
             let own = own.filter(|path| !seen.contains_key(path) || !self.rest.is_undone(path, n));
             let own = own.filter(|path| !self.nodes[n].found(path));
+            // A directory that was there only for what is beneath goes with that.
+            let own = own.filter(|path| !derived.contains(path) || !self.rest.is_touched_by(path, n));
             // What is shown by one that goes one way is not what all show.
             let own = own.filter(|_| self.ways.of(n) == Direction::Both && !self.ways.has_turned(n));
             let facts = own.map(|path| (path.clone(), seen.get(&path).map(|s| (s.kind, s.content.clone())))).collect();

@@ -187,10 +187,12 @@ impl SimNode {
         !self.paired
     }
 
-    pub(super) fn note_paired(&mut self) {
-        let Some(tree) = &self.model.tree else { return };
-        // A crash may undo that.
-        self.paired = tree.is_whole() || self.paired && tree.waits().is_none();
+    /// False where that was undone: a crash may, and what fails before the journal has it.
+    pub(super) fn note_paired(&mut self) -> bool {
+        let Some(tree) = &self.model.tree else { return true };
+        let before = self.paired;
+        self.paired = tree.is_whole() || before && tree.waits().is_none();
+        self.paired >= before
     }
 
     /// Whether it waits for a peer's whole index.
@@ -599,6 +601,13 @@ impl SimNode {
             index.view(&path, &index.row(&path).ok()?).ok()?
         };
         view().is_some_and(|view| view.value == Value::Dir && view.access.is_none())
+    }
+
+    /// Whether a directory here lives only for what is beneath (DESIGN.md §2, "derived"): it goes with the last of that.
+    pub(super) fn is_derived(&self, path: &[u8]) -> bool {
+        let row = || self.model.tree.as_ref()?.index().row(&TreePath::parse(path).ok()?).ok();
+        let is_dir = |entry: &Entry| entry.content.values().any(|s| s.content.value() == Some(&Value::Dir));
+        row().is_some_and(|row| row.live_children > 0 && !is_dir(&row.entry))
     }
 
     /// Files that users had changed before a crash of the machine which let the bytes through and not the time: no stamp tells
