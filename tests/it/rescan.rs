@@ -149,3 +149,24 @@ fn what_was_read_in_a_new_directory_that_is_renamed_meanwhile_does_not_return() 
         assert_eq!(a.seen(), b.seen());
     }
 }
+
+/// Found by seed 1189854: the same where the directory took a file's place, of which that was known.
+#[test]
+fn what_was_read_in_a_directory_in_a_files_place_that_is_renamed_meanwhile_does_not_return() {
+    for whole in [true, false] {
+        let (mut a, mut b) = pair();
+        a.disk.user().write("d", "before").unwrap();
+        rest(&mut a, &mut b);
+        a.disk.user().remove_all("d").unwrap();
+        a.disk.user().mkdir_all("d").unwrap();
+        a.disk.user().write("d/f", "content").unwrap();
+        a.disk.before(OpKind::ReadAt, 1, |user| user.rename("d", "x").unwrap());
+        if whole { tree(&mut a).scan_below(&path("d")) } else { tree(&mut a).scan_children(&path("d")) }.unwrap();
+        tree(&mut a).look_again(&path("d"), false, false);
+        tree(&mut a).scan_below(&path("x")).unwrap();
+        rest(&mut a, &mut b);
+        let names: Vec<_> = b.seen().into_keys().map(|name| String::from_utf8(name).unwrap()).collect();
+        assert_eq!(names, ["x", "x/f"], "whole {whole}");
+        assert_eq!(a.seen(), b.seen());
+    }
+}

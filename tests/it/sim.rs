@@ -365,3 +365,10 @@ fn what_is_put_before_a_follower_that_failed_pairs_once_more_is_found() {
 fn what_a_found_directory_displaced_is_in_the_vault() {
     run(1_149_989, false).unwrap();
 }
+
+/// Found by seed 1189854, a fault of the engine: see
+/// `rescan::what_was_read_in_a_directory_in_a_files_place_that_is_renamed_meanwhile_does_not_return`.
+#[test]
+fn a_directory_in_a_files_place_that_is_taken_away_while_it_is_read_does_not_return() {
+    run(1_189_854, false).unwrap();
+}

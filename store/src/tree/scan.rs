@@ -579,14 +579,14 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         Ok(shown)
     }
 
-    /// Looks at a directory of which nothing is known, and at those that hold it, before what is in it: what is recorded
+    /// Looks at a directory that is not known to be one, and at those that hold it, before what is in it: what is recorded
     /// beneath a directory is only looked for again where the directory was known, too.
     fn look_before_children(&mut self, dir: &TreePath) -> Result<(), TreeError> {
         let mut dirs: Vec<TreePath> = dir.parents().collect();
         dirs.insert(0, dir.clone());
         for dir in dirs.iter().rev().filter(|dir| !dir.is_root()) {
             let row = self.index.shared_row(dir)?;
-            if self.known_there(dir, &row)?.is_none_or(|there| there.shown.state.is_none()) {
+            if self.known_there(dir, &row)?.is_none_or(|there| !there.is_dir()) {
                 self.observe(dir, false, false)?;
             }
         }
