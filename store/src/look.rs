@@ -3,8 +3,8 @@
 //! The rules are LINUX.md §2: stat before reading, equal stat after; where a writer is there, or
 //! cannot be excluded, the hash is provisional and is taken again.
 
+use std::convert::Infallible;
 use std::io;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pleach_protocol::entry::{Access, Hash, Value, ValueKind};
@@ -19,8 +19,8 @@ use crate::vfs::{Kind, Meta, Vfs, Writers};
 /// A hash taken sooner than this after the file's change time may miss a write of the same tick, where stamps are coarse.
 pub(crate) const RACY_NANOS: i64 = 20_000_000;
 const READ_BYTES: usize = 128 * 1024;
-/// What is read at once where it is hashed and cut, by a thread each.
-const PIECE_BYTES: usize = 4 * 1024 * 1024;
+/// What is read at once where one thread reads and hashes, and another one cuts.
+const PIECE_BYTES: usize = 1024 * 1024;
 /// A content up to this length is kept for whoever asks for it next.
 const KEPT_BYTES_MAX: usize = 128 * 1024;
 
@@ -308,7 +308,7 @@ fn read_file<V: Vfs>(vfs: &V, file: &V::File, about: u64, cutter: impl FnOnce() 
 }
 
 /// Fills a buffer from an offset on; returns how much there was, less than it holds only at the end.
-fn read_piece<V: Vfs>(vfs: &V, file: &V::File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_piece<V: Vfs>(vfs: &V, file: &V::File, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < bytes.len() {
         match vfs.read_at(file, offset + filled as u64, &mut bytes[filled..])? {
@@ -322,45 +322,56 @@ fn read_piece<V: Vfs>(vfs: &V, file: &V::File, offset: u64, bytes: &mut [u8]) ->
 /// A content that is hashed, and cut at the same time where there is something to cut it.
 struct Content {
     hasher: blake3::Hasher,
-    cutter: Option<Mutex<Cutter>>,
+    cutter: Option<Cutter>,
     offset: u64,
 }
 
 impl Content {
     fn new(cutter: Option<Cutter>) -> Self {
-        Self { hasher: blake3::Hasher::new(), cutter: cutter.map(Mutex::new), offset: 0 }
+        Self { hasher: blake3::Hasher::new(), cutter, offset: 0 }
     }
 
     /// Reads so many bytes more; returns whether that was the end.
     fn read_on<V: Vfs>(&mut self, vfs: &V, file: &V::File, bytes: u64) -> io::Result<bool> {
-        let piece = if self.cutter.is_some() { PIECE_BYTES } else { READ_BYTES };
-        let mut buffer = vec![0; usize::try_from(bytes).map_or(piece, |bytes| piece.min(bytes))];
-        let end = self.offset.saturating_add(bytes);
-        while self.offset < end {
-            let n = read_piece(vfs, file, self.offset, &mut buffer)?;
-            let read = &buffer[..n];
-            let (hasher, cutter) = (&mut self.hasher, &self.cutter);
-            let mut hash = || {
-                hasher.update(read);
-            };
-            match cutter {
-                None => hash(),
-                Some(cutter) => {
-                    let cut = || cutter.lock().unwrap_or_else(PoisonError::into_inner).feed(read);
-                    hands::both(vfs, cut, hash);
-                }
+        let Self { hasher, cutter, offset } = self;
+        let piece = if cutter.is_some() { PIECE_BYTES } else { READ_BYTES };
+        let piece = usize::try_from(bytes).map_or(piece, |bytes| piece.min(bytes));
+        let end = offset.saturating_add(bytes);
+        let mut ends = Ok(false);
+        let mut read = |buffer: &mut Vec<u8>| {
+            if !matches!(ends, Ok(false)) || *offset >= end {
+                return false;
             }
-            self.offset += n as u64;
-            if n < buffer.len() {
-                return Ok(true);
+            buffer.resize(piece, 0);
+            let read = read_piece(vfs, file, *offset, buffer);
+            buffer.truncate(*read.as_ref().unwrap_or(&0));
+            hasher.update(buffer);
+            *offset += buffer.len() as u64;
+            ends = read.map(|n| n < piece);
+            !buffer.is_empty()
+        };
+        match cutter {
+            None => {
+                let mut buffer = Vec::new();
+                while read(&mut buffer) {}
+            }
+            Some(cutter) => {
+                let cut = |bytes: Vec<u8>| {
+                    cutter.feed(&bytes);
+                    Ok::<_, Infallible>(())
+                };
+                let make = || {
+                    let mut buffer = Vec::new();
+                    read(&mut buffer).then_some(buffer)
+                };
+                let Ok(()) = hands::one_by_one(vfs, make, cut);
             }
         }
-        Ok(false)
+        ends
     }
 
     fn finish(self) -> (Hash, u64, Option<Manifest>) {
-        let cutter = self.cutter.map(|cutter| cutter.into_inner().unwrap_or_else(PoisonError::into_inner));
-        (Hash(*self.hasher.finalize().as_bytes()), self.offset, cutter.map(Cutter::finish))
+        (Hash(*self.hasher.finalize().as_bytes()), self.offset, self.cutter.map(Cutter::finish))
     }
 }
 

@@ -6,6 +6,7 @@
 //! No call follows a symbolic link or leaves the root's mount.
 
 use std::io;
+use std::ops::Range;
 
 use pleach_protocol::path::TreePath;
 use pleach_protocol::time::Time;
@@ -177,8 +178,8 @@ pub trait Vfs: Send + Sync + 'static {
     fn sync_data(&self, file: &Self::File) -> io::Result<()>;
     /// Starts the write-back of a range and waits for none of it, so that the sync that comes is short. A hint.
     fn begin_write_back(&self, _file: &Self::File, _offset: u64, _length: u64) {}
-    /// Its content is not needed soon: what memory holds of it makes room. A hint.
-    fn let_go(&self, _file: &Self::File) {}
+    /// These bytes of its content are not needed soon: what memory holds of them makes room. A hint.
+    fn let_go(&self, _file: &Self::File, _bytes: Range<u64>) {}
     /// Sets attributes of an open file (fchown, fchmod, futimens).
     fn set_file_attributes(&self, file: &Self::File, set: &SetAttributes) -> io::Result<()>;
     /// Sets attributes of a name that is a directory or a symbolic link, never following one.

@@ -2,6 +2,7 @@
 //! somewhere else on this disk, or are asked for.
 
 use std::io;
+use std::ops::Range;
 
 use pleach_protocol::entry::{Hash, Value};
 use pleach_protocol::path::TreePath;
@@ -45,13 +46,18 @@ pub(super) struct Building<V: Vfs> {
 }
 
 impl<V: Vfs> Building<V> {
-    /// It is whole up to there. What was written goes to the disk meanwhile: the sync at the end is short.
+    /// It is whole up to there.
     pub(super) fn fill_up_to(&mut self, vfs: &V, end: u64) {
-        let (done, due) = (self.filled / WRITE_BACK_BYTES, end / WRITE_BACK_BYTES);
-        if due > done {
-            vfs.begin_write_back(&self.file, done * WRITE_BACK_BYTES, (due - done) * WRITE_BACK_BYTES);
-        }
+        begin_write_back(vfs, &self.file, self.filled..end);
         self.filled = end;
+    }
+}
+
+/// What was written goes to the disk meanwhile: the sync at the end is short.
+pub(super) fn begin_write_back<V: Vfs>(vfs: &V, file: &V::File, written: Range<u64>) {
+    let (done, due) = (written.start / WRITE_BACK_BYTES, written.end / WRITE_BACK_BYTES);
+    if due > done {
+        vfs.begin_write_back(file, done * WRITE_BACK_BYTES, (due - done) * WRITE_BACK_BYTES);
     }
 }
 

@@ -4,24 +4,31 @@
 //! goes on where it broke off like any other (partial.rs). Every copied chunk is verified before it counts
 //! and the whole at the end; whatever does not fit makes the node ask for the content as a whole.
 
+use std::io;
+use std::ops::Range;
+
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
 use pleach_protocol::session::What;
 use pleach_protocol::wire::{PARTS_KNOWN_MAX, RANGES_MAX};
 
 use super::apply::{Progress, Work};
-use super::content::{Building, Local};
+use super::content::{Building, Local, begin_write_back};
 use super::manifests::Cutting;
 use super::{Tree, TreeError, Want, WantId, content_of, hands};
 use crate::chunks::{CUT_BYTES_MAX, ChunkSizes, Cutter, Manifest, Piece, answer_bytes_max, join, ranges};
 use crate::kv::Kv;
+use crate::look::read_piece;
 use crate::rows::{self, EntryRow, VaultRow};
 use crate::vfs::Vfs;
 
 /// Contents put together at once, and their bytes: their manifests are in memory.
 const DELTAS_MAX: usize = 16;
-/// Bytes that are written while they are verified.
-const RUN_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that are written while those behind them are read.
+const RUN_BYTES: usize = 1024 * 1024;
+/// Bytes that are written in one go: for longer ones the kernel looks for memory in one piece, which the old content does not
+/// leave behind.
+const WRITE_BYTES: usize = 128 * 1024;
 /// Bytes that are copied between two ranges of one request.
 const GAP_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
@@ -59,33 +66,50 @@ pub(super) enum Delta<V: Vfs> {
     Joining { old: V::File, pieces: Vec<Piece>, next: usize },
 }
 
-/// Bytes that are copied together, in a buffer that serves for all of them.
-#[derive(Default)]
+/// Pieces of the old content that are copied together; each is what it should be.
 struct Run {
-    buffer: Vec<u8>,
-    filled: usize,
+    bytes: Vec<u8>,
+    pieces: usize,
+    /// Where the last of them are in the old content, without a gap.
+    from: Range<u64>,
+    /// Of all up to their end.
+    hasher: blake3::Hasher,
 }
 
 impl Run {
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[..self.filled]
+    /// Reads [`RUN_BYTES`] at most of those pieces that begin before `until`, which follow what was hashed; and says whether the
+    /// next one is not what it should be.
+    fn read<V: Vfs>((vfs, old): (&V, &V::File), ahead: &[Piece], until: u64, hasher: &blake3::Hasher) -> (Self, bool) {
+        let mut run = Self { bytes: Vec::with_capacity(RUN_BYTES), pieces: 0, from: 0..0, hasher: hasher.clone() };
+        for piece in ahead.iter().take_while(|piece| piece.start() < until) {
+            let (start, length) = (run.bytes.len(), piece.chunk.length as usize);
+            let Some(from) = piece.from.filter(|_| start + length <= RUN_BYTES) else { break };
+            run.bytes.resize(start + length, 0);
+            let bytes = &mut run.bytes[start..];
+            let read = read_piece(vfs, old, from, bytes);
+            if !read.is_ok_and(|read| read == length) || *blake3::hash(bytes).as_bytes() != piece.chunk.hash {
+                run.bytes.truncate(start);
+                return (run, true);
+            }
+            run.hasher.update(bytes);
+            run.pieces += 1;
+            let start = if run.from.end == from { run.from.start } else { from };
+            run.from = start..from + length as u64;
+        }
+        (run, false)
     }
 
-    /// Reads so many bytes behind those that are there; where it cannot, these stay alone.
-    fn read_more<V: Vfs>(&mut self, vfs: &V, file: &V::File, from: u64, length: usize) -> bool {
-        let end = self.filled + length;
-        if self.buffer.len() < end {
-            self.buffer.resize(end, 0);
+    /// Writes it, and starts its write-back. The old content makes room in memory for the new one: by the same thread, or another
+    /// processor would keep what is free, and with what lies before it, for what is in memory as one is let go as one.
+    fn write<V: Vfs>(&self, (vfs, old): (&V, &V::File), file: &V::File, offset: u64) -> io::Result<()> {
+        vfs.let_go(old, self.from.start.saturating_sub(RUN_BYTES as u64)..self.from.end);
+        let mut end = offset;
+        for bytes in self.bytes.chunks(WRITE_BYTES) {
+            vfs.write_at(file, end, bytes)?;
+            end += bytes.len() as u64;
         }
-        let mut filled = self.filled;
-        while filled < end {
-            match vfs.read_at(file, from + (filled - self.filled) as u64, &mut self.buffer[filled..end]) {
-                Ok(n) if n > 0 => filled += n,
-                _ => return false,
-            }
-        }
-        self.filled = end;
-        true
+        begin_write_back(vfs, file, offset..end);
+        Ok(())
     }
 }
 
@@ -98,57 +122,40 @@ impl<V: Vfs> Building<V> {
         }
     }
 
-    /// Copies the next pieces, those of them that begin before `until` and about [`RUN_BYTES`] at most, through a buffer;
-    /// says whether the first was what it should be. What was not is asked for. What is written of it is written again
-    /// then: only what was verified counts as filled.
-    fn copy_run(&mut self, vfs: &V, until: u64, run: &mut Run) -> bool {
+    /// Copies the next pieces, those of them that begin before `until`, as far as `left` goes: this thread reads and another one
+    /// writes. False where one is not what it should be or cannot be written: it is asked for.
+    fn copy_pieces(&mut self, vfs: &V, until: u64, left: &mut u64) -> bool {
         let Some(Delta::Joining { old, pieces, next }) = &mut self.delta else { return false };
-        let Some(ahead) = pieces.get_mut(*next..).filter(|ahead| !ahead.is_empty()) else { return false };
-        run.filled = 0;
-        let mut lengths = Vec::new();
-        let begins = ahead.first().is_some_and(|piece| piece.start() == self.filled);
-        for piece in ahead.iter().take_while(|piece| begins && piece.start() < until) {
-            let (Some(from), length) = (piece.from, piece.chunk.length as usize) else { break };
-            if run.filled >= RUN_BYTES || !run.read_more(vfs, old, from, length) {
-                break;
-            }
-            lengths.push(length);
-        }
-        if lengths.is_empty() {
-            ahead[0].from = None;
-            return false;
-        }
-        let mut hasher = self.hasher.clone();
-        let verify = || {
-            let (mut rest, mut good) = (run.bytes(), 0usize);
-            for (piece, length) in ahead.iter().zip(&lengths) {
-                let (bytes, behind) = rest.split_at(*length);
-                if *blake3::hash(bytes).as_bytes() != piece.chunk.hash {
-                    break;
-                }
-                hasher.update(bytes);
-                (rest, good) = (behind, good + 1);
-            }
-            good
+        let (disk, file) = ((vfs, &*old), &self.file);
+        let (mut at, mut end, mut hasher) = (*next, self.filled, self.hasher.clone());
+        let mut broken = pieces.get(at).is_none_or(|first| first.start() != end);
+        let read = || {
+            let ahead = pieces.get(at..).filter(|_| !broken && *left > 0)?;
+            let (run, ends) = Run::read(disk, ahead, until, &hasher);
+            let (offset, length) = (end, run.bytes.len() as u64);
+            (at, end, broken) = (at + run.pieces, end + length, ends);
+            *left = left.saturating_sub(length);
+            hasher.clone_from(&run.hasher);
+            (run.pieces > 0).then_some((offset, run))
         };
-        let (written, good) = hands::both(vfs, || vfs.write_at(&self.file, self.filled, run.bytes()), verify);
-        let last = good.checked_sub(1).filter(|_| written.is_ok()).and_then(|last| ahead.get(last));
-        let Some(end) = last.map(|piece| piece.end) else {
-            if let Some(piece) = ahead.first_mut() {
-                piece.from = None;
-            }
-            return false;
+        let write = |(offset, run): (u64, Run)| {
+            run.write(disk, file, offset)?;
+            *next += run.pieces;
+            (self.filled, self.hasher) = (offset + run.bytes.len() as u64, run.hasher);
+            Ok::<_, io::Error>(())
         };
-        (self.hasher, *next) = (hasher, *next + good);
-        self.fill_up_to(vfs, end);
-        true
+        broken |= hands::one_by_one(vfs, read, write).is_err();
+        if let Some(piece) = pieces.get_mut(*next).filter(|_| broken) {
+            piece.from = None;
+        }
+        !broken
     }
 
     /// Whether bytes at an offset are what was asked for, once what lies before them is copied.
     pub(super) fn close_gap(&mut self, vfs: &V, offset: u64, length: u64) -> bool {
-        let mut run = Run::default();
         while self.filled < offset {
-            if !self.copy_run(vfs, offset, &mut run) {
+            let (before, mut left) = (self.filled, u64::MAX);
+            if !self.copy_pieces(vfs, offset, &mut left) || self.filled == before {
                 return false;
             }
         }
@@ -270,14 +277,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 (Err(_), _) => self.fetch_whole(path),
             };
         }
-        let mut run = Run::default();
         while self.apply.copy_left > 0 {
             let Some(piece) = building.next_piece() else { return self.end_delta(path) };
             if piece.from.is_none() {
                 return self.ask_ranges(path);
             }
-            building.copy_run(&*self.vfs, u64::MAX, &mut run);
-            self.apply.copy_left = self.apply.copy_left.saturating_sub(run.filled as u64);
+            building.copy_pieces(&*self.vfs, u64::MAX, &mut self.apply.copy_left);
         }
         Ok(())
     }

@@ -129,7 +129,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 Ok(file) => {
                     open = self.vfs.writers(&file) == Writers::Some;
                     if !open && size.is_some_and(|size| size >= LET_GO_BYTES) {
-                        self.vfs.let_go(&file);
+                        self.vfs.let_go(&file, 0..u64::MAX);
                     }
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => open = true,

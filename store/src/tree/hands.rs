@@ -1,7 +1,7 @@
 //! Work on the disk that needs nothing of the tree, done by several threads at once.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 
 use pleach_protocol::path::TreePath;
@@ -181,4 +181,73 @@ pub(crate) fn both<V: Vfs, R: Send, S>(vfs: &V, there: impl Fn() -> R + Sync, he
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// What one thread made and the other has not taken yet, at most.
+const WAITING_MAX: usize = 2;
+
+/// Makes one thing after the other and has another thread take them in this order, where the file system gains from that; until
+/// there is none, or one cannot be taken.
+///
+/// # Errors
+/// What taking says.
+pub(crate) fn one_by_one<V: Vfs, T: Send, E: Send>(
+    vfs: &V,
+    mut make: impl FnMut() -> Option<T>,
+    take: impl FnMut(T) -> Result<(), E> + Send,
+) -> Result<(), E> {
+    let take = Mutex::new(take);
+    let take_all = |mut things: &mut dyn Iterator<Item = T>| {
+        let mut take = take.lock().unwrap_or_else(PoisonError::into_inner);
+        Iterator::try_for_each(&mut things, &mut *take)
+    };
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(WAITING_MAX);
+        let helper = match vfs.threads() {
+            0 | 1 => None,
+            _ => {
+                let work = || take_all(&mut receiver.into_iter());
+                thread::Builder::new().name("disk".into()).spawn_scoped(scope, work).ok()
+            }
+        };
+        let Some(helper) = helper else { return take_all(&mut std::iter::from_fn(make)) };
+        while let Some(thing) = make() {
+            if sender.send(thing).is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::model::{ModelDisk, ModelVfs};
+    use crate::vfs::unix::UnixVfs;
+
+    fn made_and_taken<V: Vfs>(vfs: &V, last: u32) -> (Vec<u32>, Result<(), u32>) {
+        let (mut made, mut taken) = (0..10, Vec::new());
+        let outcome = one_by_one(
+            vfs,
+            || made.next(),
+            |thing| {
+                taken.push(thing);
+                if thing == last { Err(thing) } else { Ok(()) }
+            },
+        );
+        (taken, outcome)
+    }
+
+    #[test]
+    fn things_are_taken_in_order_until_one_cannot_be() {
+        let (model, unix) = (ModelVfs::new(&ModelDisk::new()), UnixVfs::new(std::env::temp_dir()));
+        for last in [0, 3, 9] {
+            let expected = ((0..=last).collect(), Err(last));
+            assert_eq!((made_and_taken(&model, last), made_and_taken(&unix, last)), (expected.clone(), expected));
+        }
+        let all = ((0..10).collect(), Ok(()));
+        assert_eq!((made_and_taken(&model, 10), made_and_taken(&unix, 10)), (all.clone(), all));
+    }
 }

@@ -40,7 +40,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         {
             // A write-back may have failed, and the kernel takes what it did not write for clean: the disk is to say what it has
             // (LINUX.md §11).
-            self.vfs.let_go(&file);
+            self.vfs.let_go(&file, 0..u64::MAX);
             return Ok(Some((file, partial.id, meta.size)));
         }
         self.drop_partial(place, path)?;

@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -440,8 +442,11 @@ impl Vfs for UnixVfs {
         }
     }
 
-    fn let_go(&self, file: &UnixFile) {
-        if let Err(error) = rustix::fs::fadvise(&file.0, 0, None, rustix::fs::Advice::DontNeed) {
+    fn let_go(&self, file: &UnixFile, bytes: Range<u64>) {
+        let Some(length) = NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) else { return };
+        // None: to the end.
+        let length = Some(length).filter(|_| bytes.end <= i64::MAX as u64);
+        if let Err(error) = rustix::fs::fadvise(&file.0, bytes.start, length, rustix::fs::Advice::DontNeed) {
             tracing::debug!(%error, "a content stays in memory");
         }
     }

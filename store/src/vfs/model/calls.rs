@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -236,10 +237,10 @@ impl Vfs for ModelVfs {
         })
     }
 
-    fn let_go(&self, file: &ModelFile) {
+    fn let_go(&self, file: &ModelFile, bytes: Range<u64>) {
         let mut state = self.disk.lock();
         if let Ok(id) = state.id(&file.handle) {
-            state.let_go(id);
+            state.let_go(id, bytes);
         }
     }
 

@@ -1,5 +1,6 @@
 //! From live to durable: the log's commits, syncs, and write-backs that fail.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::image::{Change, Id, Inode};
@@ -70,14 +71,19 @@ impl State {
     }
 
     /// What is in memory alone and passes for clean goes: the file is read from the disk again.
-    pub(super) fn let_go(&mut self, id: Id) {
+    pub(super) fn let_go(&mut self, id: Id, bytes: Range<u64>) {
         if !self.lost.contains(&id) || self.dirty.contains(&id) {
             return;
         }
-        let mut there = self.durable.get(id).and_then(Inode::data).map(|data| data.to_vec()).unwrap_or_default();
+        let there = self.durable.get(id).and_then(Inode::data).map(|data| data.to_vec()).unwrap_or_default();
         if let Some(live) = self.live.inodes.get_mut(&id).and_then(Inode::data_mut) {
-            there.resize(live.len(), 0);
-            *live = Arc::new(there);
+            let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(live.len());
+            let (start, end) = (at(bytes.start), at(bytes.end));
+            let mut data = live.to_vec();
+            for (offset, byte) in data.iter_mut().enumerate().take(end).skip(start) {
+                *byte = there.get(offset).copied().unwrap_or_default();
+            }
+            *live = Arc::new(data);
         }
     }
 

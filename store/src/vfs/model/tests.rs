@@ -344,6 +344,19 @@ fn a_failed_write_back_is_said_once_a_handle_and_loses_the_bytes() {
 }
 
 #[test]
+fn what_was_not_written_back_is_lost_where_memory_lets_it_go() {
+    let (disk, vfs, user) = start();
+    let root = vfs.root().unwrap();
+    let file = build(&vfs, &root, b"content").unwrap();
+    vfs.link_temp(&file, &root, b"file").unwrap();
+    disk.fail_write_back();
+    vfs.let_go(&file, 2..4);
+    assert_eq!(user.read("file").unwrap(), b"co\0\0ent");
+    vfs.let_go(&file, 4..u64::MAX);
+    assert_eq!(user.read("file").unwrap(), b"co\0\0\0\0\0");
+}
+
+#[test]
 fn faults_strike_the_named_call_so_many_times() {
     let (disk, vfs, user) = tree();
     let root = vfs.root().unwrap();
