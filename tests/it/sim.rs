@@ -372,3 +372,10 @@ fn what_a_found_directory_displaced_is_in_the_vault() {
 fn a_directory_in_a_files_place_that_is_taken_away_while_it_is_read_does_not_return() {
     run(1_189_854, false).unwrap();
 }
+
+/// Found by seed 1241933, a fault of the engine: see
+/// `troubles::a_name_that_a_peers_version_took_does_not_stand_for_one_that_nobody_watches`.
+#[test]
+fn a_change_through_a_name_that_becomes_ignored_when_a_peer_took_another_name_is_found() {
+    run(1_241_933, false).unwrap();
+}

@@ -214,6 +214,30 @@ fn a_change_through_a_name_that_nobody_watches_is_found_by_polling() {
     }
 }
 
+/// Found by seed 1241933: a name that a peer's version took stayed among those that lead to the old file.
+#[test]
+fn a_name_that_a_peers_version_took_does_not_stand_for_one_that_nobody_watches() {
+    let mut a = ModelNode::new(1);
+    let mut b = ModelNode::new(2).ignoring(&["x"]);
+    a.start().unwrap();
+    b.start().unwrap();
+    let user = b.disk.user();
+    user.write("k", "1").unwrap();
+    user.hard_link("k", "y").unwrap();
+    user.hard_link("k", "x").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    a.disk.user().replace("k", "of a").unwrap();
+    settle(&mut a, &mut b).unwrap();
+    assert_eq!((user.read("k").unwrap(), user.read("x").unwrap()), (b"of a".to_vec(), b"1".to_vec()));
+    user.write("x", "changed").unwrap();
+    let tree = b.tree.as_mut().unwrap();
+    tree.poll_links(10).unwrap();
+    tree.catch_up().unwrap();
+    let row = tree.index().row(&path("y")).unwrap();
+    let shown = row.shown.and_then(|s| s.shown.state).map(|state| state.value);
+    assert!(matches!(shown, Some(Value::File { size: 7, .. })), "{shown:?}");
+}
+
 /// What B's cursor in A's journal says to A.
 fn place(a: &ModelNode, b: &ModelNode) -> (u64, u64) {
     let cursor = b.tree.as_ref().unwrap().cursor(a.id).unwrap().unwrap();

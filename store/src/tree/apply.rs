@@ -539,8 +539,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
 
     /// Stores what a path shows now.
     pub(super) fn store_shown(&mut self, path: &TreePath, row: &mut EntryRow, shown: ShownRow) {
-        let before = row.shown.as_ref().and_then(|s| s.shown.state.as_ref());
-        self.note_content(path, before, shown.shown.state.as_ref());
+        let before = row.shown.as_ref();
+        if let Some(was) =
+            before.and_then(|s| s.stamp).filter(|was| shown.stamp.is_none_or(|now| now.inode != was.inode))
+        {
+            self.leave_link(path, was.inode);
+        }
+        self.note_content(path, before.and_then(|s| s.shown.state.as_ref()), shown.shown.state.as_ref());
         row.shown = Some(shown);
         row.pairing = Pairing::No;
         self.index.put_row(path, row);
