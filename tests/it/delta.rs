@@ -1,10 +1,12 @@
 //! Of a large content that changed only what is new comes over the wire.
 
 use pleach_protocol::entry::Hash;
+use pleach_protocol::path::TreePath;
 use pleach_protocol::session::What;
+use pleach_store::chunks::Cutter;
 use pleach_store::tree::Want;
 use pleach_store::vfs::model::{CrashKind, Data, Keep};
-use pleach_tests::model::{ModelNode, ask, pair, rest, settle, staged};
+use pleach_tests::model::{CUTS, ModelNode, ask, pair, rest, settle, staged};
 
 const SIZE: usize = 300_000;
 
@@ -146,6 +148,62 @@ fn the_second_change_needs_a_small_part_of_the_manifest_and_no_cut() {
     }
     // About 900 chunks of 36 bytes, of which a part of about 64 is sent.
     assert!(answers.iter().all(|bytes| *bytes < 14_000), "{answers:?}");
+}
+
+/// Peers cut what they have as soon as they hear of a change, and then ask for the new content's chunks.
+#[test]
+fn a_change_of_what_peers_have_is_cut_before_they_ask() {
+    let mut content = noise(1, SIZE);
+    for heard in [true, false] {
+        let (mut a, mut b) = with(&content);
+        let tree = a.tree.as_mut().unwrap();
+        if heard {
+            tree.peer_merged(b.id, tree.index().meta().head).unwrap();
+        }
+        content[SIZE / 2] ^= 1;
+        a.disk.user().write("f", &content).unwrap();
+        let want = one(&ask(&mut a, &mut b));
+        let What::Manifest(known) = want.what.clone() else { panic!("{:?}", want.what) };
+        let (tree, known) = (a.tree.as_mut().unwrap(), known.into());
+        while tree.goes_on() {
+            tree.apply().unwrap();
+        }
+        let read = tree.read_manifest(&want.path, want.hash, &known, 0, usize::MAX).unwrap();
+        assert_eq!(read.is_some(), heard, "nothing is cut that nobody can ask for");
+    }
+}
+
+#[test]
+fn a_content_that_changes_while_it_is_cut_leaves_no_manifest() {
+    // More than is cut in one step.
+    let mut content = vec![0; 33 << 20];
+    let (mut a, b) = with(&content);
+    let tree = a.tree.as_mut().unwrap();
+    tree.peer_merged(b.id, tree.index().meta().head).unwrap();
+    content[1] = 1;
+    let user = a.disk.user();
+    user.write("f", &content).unwrap();
+    user.write("g", &content).unwrap();
+    tree.scan().unwrap();
+    tree.apply().unwrap();
+    assert!(tree.goes_on(), "half of it is cut");
+    user.write("f", [&content[1..], &[2]].concat()).unwrap();
+    while tree.goes_on() {
+        tree.apply().unwrap();
+    }
+    let known = Vec::new().into();
+    let hash = Hash(*blake3::hash(&content).as_bytes());
+    let answer = loop {
+        if let Some((answer, _)) =
+            tree.read_manifest(&TreePath::parse(b"g").unwrap(), hash, &known, 0, usize::MAX).unwrap()
+        {
+            break answer;
+        }
+        tree.apply().unwrap();
+    };
+    let mut cutter = Cutter::new(CUTS.sizes);
+    cutter.feed(&content);
+    assert!(answer == cutter.finish().answer(&known), "it is that of another content");
 }
 
 #[test]

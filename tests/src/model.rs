@@ -18,7 +18,7 @@ use crate::Heard;
 /// Contents that are longer survive a restart while they are on their way, in bytes: all but the shortest.
 const RESUMABLE_BYTES_MIN: u64 = 12;
 /// Contents are cut into the shortest chunks.
-const CUTS: Cuts = Cuts { bytes_min: 1_500, sizes: ChunkSizes { min: 64, average: 256, max: 1024 } };
+pub const CUTS: Cuts = Cuts { bytes_min: 1_500, sizes: ChunkSizes { min: 64, average: 256, max: 1024 } };
 
 /// A longer file is read in such steps.
 const READ_AT_ONCE: u64 = 4_096;

@@ -183,8 +183,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         row: &EntryRow,
         (size, there): (u64, u64),
     ) -> Result<Option<Old<V>>, TreeError> {
-        let least = self.options.cuts.bytes_min;
-        let worth = |size: u64| (least..=CUT_BYTES_MAX).contains(&size);
+        let worth = |size: u64| self.is_worth_cutting(size);
         let asked = self.apply.window.get(path).is_some_and(|work| work.no_delta || work.no_local);
         if asked || !worth(size) || !worth(size.saturating_sub(there)) {
             return Ok(None);

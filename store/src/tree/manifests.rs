@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
+use pleach_protocol::time::Time;
+use pleach_protocol::view::State;
 
 use super::{Tree, TreeError, content_of};
 use crate::chunks::{CUT_BYTES_MAX, Cutter, Manifest};
@@ -28,6 +30,8 @@ pub(super) struct Cutting<V: Vfs> {
     pub(super) hash: Hash,
     size: u64,
     read: u64,
+    /// The file's when the first byte was read.
+    mtime: Option<Time>,
     buffer: Vec<u8>,
     cutter: Cutter,
 }
@@ -63,15 +67,16 @@ impl<V: Vfs> Manifests<V> {
 
 impl<V: Vfs> Cutting<V> {
     pub(super) const fn new(file: V::File, (hash, size): (Hash, u64), cutter: Cutter) -> Self {
-        Self { file, hash, size, read: 0, buffer: Vec::new(), cutter }
+        Self { file, hash, size, read: 0, mtime: None, buffer: Vec::new(), cutter }
     }
 
     /// Goes on within a budget. The manifest at the end; an error where the content is another by now.
     pub(super) fn step(&mut self, vfs: &V, left: &mut u64) -> io::Result<bool> {
         self.buffer.resize(READ_BYTES, 0);
+        let began = *self.mtime.get_or_insert(vfs.stat_file(&self.file)?.mtime);
         while *left > 0 {
             match vfs.read_at(&self.file, self.read, &mut self.buffer)? {
-                0 if self.read == self.size => return Ok(true),
+                0 if self.read == self.size && vfs.stat_file(&self.file)?.mtime == began => return Ok(true),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 n => {
                     self.cutter.feed(&self.buffer[..n]);
@@ -191,11 +196,36 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if size > CUT_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "it is too large to be cut"));
         }
+        self.begin_cut(file, (hash, size));
+        Ok(None)
+    }
+
+    fn begin_cut(&mut self, file: V::File, (hash, size): (Hash, u64)) {
         let cuttings = &mut self.manifests.cuttings;
         if cuttings.len() < CUTTINGS_MAX && !cuttings.iter().any(|cutting| cutting.hash == hash) {
             cuttings.push(Cutting::new(file, (hash, size), Cutter::new(self.options.cuts.sizes)));
         }
-        Ok(None)
+    }
+
+    /// Begins to cut what took the place of a content that peers heard of (`seq`): they cut theirs first, and ask for this one's
+    /// chunks then.
+    pub(super) fn cut_for_peers(&mut self, path: &TreePath, seq: u64, before: Option<&State>, after: Option<&State>) {
+        let large = |state: Option<&State>| match content_of(&state?.value) {
+            (Some(size), Some(hash)) if self.is_worth_cutting(size) => Some((hash, size)),
+            _ => None,
+        };
+        if let (Some(_), Some((hash, size))) = (large(before), large(after))
+            && (1..=self.heard).contains(&seq)
+            && !self.manifests.ids.contains_key(&hash)
+            && let Ok(file) = self.open_content(path, hash)
+        {
+            self.begin_cut(file, (hash, size));
+        }
+    }
+
+    /// Whether a content is so large that chunks of an older one are looked for, and not too large.
+    pub(super) const fn is_worth_cutting(&self, size: u64) -> bool {
+        self.options.cuts.bytes_min <= size && size <= CUT_BYTES_MAX
     }
 
     /// Carries on what is cut for peers.

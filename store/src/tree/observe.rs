@@ -224,6 +224,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let around = self.index.surroundings(path, &row)?;
         let entry = Some(&row.entry).filter(|e| !e.context.is_empty());
         let how = Circumstances { pairing: pairing != Pairing::No, late: false, receives: self.receives_only() };
+        let seq = row.seq;
         let disk = found.map(|f| &f.state);
         let stamp = found.map(|f| f.stamp);
         let mut provisional = found.is_some_and(|f| f.provisional);
@@ -343,6 +344,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         self.note_content(path, old.shown.state.as_ref(), shown.state.as_ref());
         row.shown = Some(ShownRow { shown, stamp, provisional });
         self.index.put_row(path, &row);
+        self.cut_for_peers(path, seq, old.shown.state.as_ref(), disk);
         self.index.commit_if_large()?;
         if self.options.first == Some(First::Receive) {
             for dir in path.parents() {
