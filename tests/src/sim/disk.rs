@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pleach_protocol::entry::{Entry, Hash, Value};
 use pleach_protocol::path::TreePath;
-use pleach_store::kv::memory::KvImage;
+use pleach_store::index::Index;
+use pleach_store::kv::memory::{KvImage, MemoryKvDisk};
 use pleach_store::rows::Direction;
 use pleach_store::vfs::Kind;
 use pleach_store::vfs::model::{DiskImage, ModelUser, OpKind, Trouble, UserFile};
@@ -55,6 +56,17 @@ impl Disks {
     }
 }
 
+/// The contents that a store knows to be at a path. What its agent had merged and not made durable is not among it.
+fn known_to_be_there(kv: &MemoryKvDisk) -> Result<Vec<(TreePath, BTreeSet<Hash>)>, String> {
+    let rows = Index::open(kv.open(), &[0; 32]).and_then(|index| index.beneath(&TreePath::ROOT, None, usize::MAX));
+    let hash = |value: &Value| match value {
+        Value::File { hash, .. } => *hash,
+        _ => Hash([0; 32]),
+    };
+    let live = |entry: &Entry| entry.content.values().filter_map(|s| s.content.value()).map(hash).collect();
+    Ok(rows.map_err(|error| error.to_string())?.iter().map(|(path, row)| (path.clone(), live(&row.entry))).collect())
+}
+
 /// Disk and store as they were at one moment.
 #[derive(Debug)]
 struct Snapshot {
@@ -62,8 +74,6 @@ struct Snapshot {
     kv: KvImage,
     /// The mark that both had then.
     mark: (u64, u64),
-    /// What the store knew to be there.
-    known: Vec<(TreePath, BTreeSet<Hash>)>,
 }
 
 /// A node's trials so far.
@@ -191,17 +201,7 @@ impl World {
         let (false, Some(tree)) = (node.model.disk.crashed(), &node.model.tree) else { return };
         let mark = tree.index().meta().last;
         let (disk, kv) = (node.model.disk.image(), node.model.kv.image());
-        let live = |entry: &Entry| {
-            let values = entry.content.values().filter_map(|sibling| sibling.content.value());
-            let hash = |value: &Value| match value {
-                Value::File { hash, .. } => *hash,
-                _ => Hash([0; 32]),
-            };
-            values.map(hash).collect::<BTreeSet<Hash>>()
-        };
-        let known =
-            node.entries().unwrap_or_default().iter().map(|(path, entry)| (path.clone(), live(entry))).collect();
-        node.trials.snapshot = Some(Snapshot { disk, kv, mark, known });
+        node.trials.snapshot = Some(Snapshot { disk, kv, mark });
         self.say(format!("n{n}: snapshot"));
     }
 
@@ -253,7 +253,8 @@ impl World {
         self.rest.absent_is_undone(n, &there);
         if what != 0 {
             // What was deleted since, and forgotten by all, may return (DESIGN.md §3).
-            self.rest.returned_by_store(&snapshot.known);
+            let known = known_to_be_there(&self.nodes[n].model.kv)?;
+            self.rest.returned_by_store(&known);
             // What its users do from here on does not cover what peers know and it does not.
             self.rest.emptied(n);
         }
