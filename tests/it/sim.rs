@@ -379,3 +379,17 @@ fn a_directory_in_a_files_place_that_is_taken_away_while_it_is_read_does_not_ret
 fn a_change_through_a_name_that_becomes_ignored_when_a_peer_took_another_name_is_found() {
     run(1_241_933, false).unwrap();
 }
+
+/// Found by seeds 1255335 and 1264360: a store that is put back knows what it had made durable, not what its agent had merged.
+#[test]
+fn what_was_deleted_and_not_durable_returns_with_an_older_store() {
+    run(1_255_335, false).unwrap();
+    run(1_264_360, false).unwrap();
+}
+
+/// Found by seeds 1246631 and 1257338: what an old disk holds is known to be old, and a directory on it pairs.
+#[test]
+fn a_wait_says_nothing_of_what_a_disk_that_went_back_holds() {
+    run(1_246_631, false).unwrap();
+    run(1_257_338, false).unwrap();
+}

@@ -241,11 +241,18 @@ impl Rest {
         self.undone.extend(undone.into_iter().filter(|(path, by)| *by == self.user && untouched(path)));
     }
 
+    /// A disk went back: what it holds of what its users changed since is known to be old, and a directory pairs as one that a
+    /// lost store finds.
+    pub(super) fn disk_went_back(&mut self, n: usize, there: &BTreeMap<Vec<u8>, Seen>) {
+        let theirs: Vec<Vec<u8>> = self.touched_by(n).cloned().collect();
+        theirs.iter().for_each(|path| self.touch_unclaimed(path));
+        self.found_dirs.extend(directories(there));
+    }
+
     /// A store is lost: a directory that it finds on its disk pairs, and a directory hides what took its place
     /// meanwhile (DESIGN.md §2: "a directory, if any sibling is one").
     pub(super) fn store_lost(&mut self, there: &BTreeMap<Vec<u8>, Seen>) {
-        let dirs = there.iter().filter(|(_, seen)| seen.kind == Kind::Dir);
-        self.found_dirs.extend(dirs.map(|(path, _)| path.clone()));
+        self.found_dirs.extend(directories(there));
         let files = there.iter().filter(|(_, seen)| seen.kind != Kind::Dir);
         self.found_files.extend(files.map(|(path, seen)| (path.clone(), seen.content.clone())));
     }
@@ -318,6 +325,10 @@ impl Rest {
         }
         Ok(())
     }
+}
+
+fn directories(there: &BTreeMap<Vec<u8>, Seen>) -> impl Iterator<Item = Vec<u8>> {
+    there.iter().filter(|(_, seen)| seen.kind == Kind::Dir).map(|(path, _)| path.clone())
 }
 
 /// The numbers of what users do between two calls. A step has its own number, and there are fewer than so many.

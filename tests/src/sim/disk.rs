@@ -243,6 +243,7 @@ impl World {
             }
             self.rest.begin(n);
             self.rest.touch_differing(&there);
+            self.rest.disk_went_back(n, &there);
             self.rest.returned(&contents);
             self.release_touched(n);
         } else {
