@@ -174,6 +174,25 @@ fn a_change_of_what_peers_have_is_cut_before_they_ask() {
 }
 
 #[test]
+fn an_old_content_is_judged_as_memory_has_it() {
+    for durable in [true, false] {
+        let (mut a, mut b) = with(&noise(1, SIZE));
+        let mut content = noise(2, SIZE);
+        b.disk.user().write("f", &content).unwrap();
+        rest(&mut a, &mut b);
+        if durable {
+            b.disk.sync();
+        }
+        b.disk.fail_write_back();
+        content[SIZE / 2] ^= 1;
+        a.disk.user().write("f", &content).unwrap();
+        rest(&mut a, &mut b);
+        assert!(a.disk.user().read("f").unwrap() == content, "{durable}");
+        assert!(b.disk.user().read("f").unwrap() == content, "{durable}");
+    }
+}
+
+#[test]
 fn a_content_that_changes_while_it_is_cut_leaves_no_manifest() {
     // More than is cut in one step.
     let mut content = vec![0; 33 << 20];

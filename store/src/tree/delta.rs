@@ -5,7 +5,6 @@
 //! and the whole at the end; whatever does not fit makes the node ask for the content as a whole.
 
 use std::io;
-use std::ops::Range;
 
 use pleach_protocol::entry::Hash;
 use pleach_protocol::path::TreePath;
@@ -26,8 +25,7 @@ use crate::vfs::Vfs;
 const DELTAS_MAX: usize = 16;
 /// Bytes that are written while those behind them are read.
 const RUN_BYTES: usize = 1024 * 1024;
-/// Bytes that are written in one go: for longer ones the kernel looks for memory in one piece, which the old content does not
-/// leave behind.
+/// Bytes that are written in one go: for longer ones the kernel looks for memory in one piece.
 const WRITE_BYTES: usize = 128 * 1024;
 /// Bytes that are copied between two ranges of one request.
 const GAP_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -70,8 +68,6 @@ pub(super) enum Delta<V: Vfs> {
 struct Run {
     bytes: Vec<u8>,
     pieces: usize,
-    /// Where the last of them are in the old content, without a gap.
-    from: Range<u64>,
     /// Of all up to their end.
     hasher: blake3::Hasher,
 }
@@ -80,7 +76,7 @@ impl Run {
     /// Reads [`RUN_BYTES`] at most of those pieces that begin before `until`, which follow what was hashed; and says whether the
     /// next one is not what it should be.
     fn read<V: Vfs>((vfs, old): (&V, &V::File), ahead: &[Piece], until: u64, hasher: &blake3::Hasher) -> (Self, bool) {
-        let mut run = Self { bytes: Vec::with_capacity(RUN_BYTES), pieces: 0, from: 0..0, hasher: hasher.clone() };
+        let mut run = Self { bytes: Vec::with_capacity(RUN_BYTES), pieces: 0, hasher: hasher.clone() };
         for piece in ahead.iter().take_while(|piece| piece.start() < until) {
             let (start, length) = (run.bytes.len(), piece.chunk.length as usize);
             let Some(from) = piece.from.filter(|_| start + length <= RUN_BYTES) else { break };
@@ -93,16 +89,13 @@ impl Run {
             }
             run.hasher.update(bytes);
             run.pieces += 1;
-            let start = if run.from.end == from { run.from.start } else { from };
-            run.from = start..from + length as u64;
         }
         (run, false)
     }
 
-    /// Writes it, and starts its write-back. The old content makes room in memory for the new one: by the same thread, or another
-    /// processor would keep what is free, and with what lies before it, for what is in memory as one is let go as one.
-    fn write<V: Vfs>(&self, (vfs, old): (&V, &V::File), file: &V::File, offset: u64) -> io::Result<()> {
-        vfs.let_go(old, self.from.start.saturating_sub(RUN_BYTES as u64)..self.from.end);
+    /// Writes it, and starts its write-back. The old content stays in memory: it is judged once more when it is displaced, and the
+    /// disk may never have had it (LINUX.md §11).
+    fn write<V: Vfs>(&self, vfs: &V, file: &V::File, offset: u64) -> io::Result<()> {
         let mut end = offset;
         for bytes in self.bytes.chunks(WRITE_BYTES) {
             vfs.write_at(file, end, bytes)?;
@@ -139,7 +132,7 @@ impl<V: Vfs> Building<V> {
             (run.pieces > 0).then_some((offset, run))
         };
         let write = |(offset, run): (u64, Run)| {
-            run.write(disk, file, offset)?;
+            run.write(vfs, file, offset)?;
             *next += run.pieces;
             (self.filled, self.hasher) = (offset + run.bytes.len() as u64, run.hasher);
             Ok::<_, io::Error>(())
