@@ -172,7 +172,7 @@ pub struct Tree<V: Vfs, K: Kv> {
     motion: local::Motion,
     /// Contents that are partly here, each by the path that is to show it; their rows say the same.
     partials: BTreeMap<TreePath, partial::Partial>,
-    manifests: manifests::Manifests<V>,
+    manifests: manifests::Manifests,
     /// The highest seq that any peer is known to have merged.
     heard: u64,
     /// Contents that arrived since the start.

@@ -174,6 +174,52 @@ fn a_change_of_what_peers_have_is_cut_before_they_ask() {
 }
 
 #[test]
+fn what_a_peer_waits_for_is_cut_before_what_nobody_asked_for() {
+    // More than is cut in one step.
+    let mut contents = [("f", noise(1, 40 << 20)), ("g", noise(2, 40 << 20))];
+    for asked in [0, 1] {
+        let (mut a, b) = pair();
+        let tree = a.tree.as_mut().unwrap();
+        for change in [0, 1] {
+            for (name, content) in &mut contents {
+                content[1] = change;
+                a.disk.user().write(name, &*content).unwrap();
+            }
+            tree.scan().unwrap();
+            tree.peer_merged(b.id, tree.index().meta().head).unwrap();
+        }
+        let known = Vec::new().into();
+        let mut read = |(name, content): &(&str, Vec<u8>)| {
+            let (path, hash) = (TreePath::parse(name.as_bytes()).unwrap(), Hash(*blake3::hash(content).as_bytes()));
+            tree.apply().unwrap();
+            tree.read_manifest(&path, hash, &known, 0, usize::MAX).unwrap().is_some()
+        };
+        assert!(!read(&contents[asked]), "either is cut");
+        read(&contents[asked]);
+        assert!(read(&contents[asked]));
+        assert!(!read(&contents[1 - asked]), "it waited");
+    }
+}
+
+#[test]
+fn a_file_that_changes_before_it_is_cut_is_cut_when_a_peer_asks() {
+    let mut content = noise(1, SIZE);
+    let (mut a, mut b) = with(&content);
+    let tree = a.tree.as_mut().unwrap();
+    tree.peer_merged(b.id, tree.index().meta().head).unwrap();
+    for change in 0..3 {
+        content[1] = change;
+        a.disk.user().write("f", &content).unwrap();
+        tree.scan().unwrap();
+        tree.peer_merged(b.id, tree.index().meta().head).unwrap();
+        assert_eq!(tree.goes_on(), change == 0, "{change}");
+    }
+    let want = one(&ask(&mut a, &mut b));
+    let answer = manifest(&mut a, &want);
+    assert!(matches!(one(&tell(&mut b, &want, &answer)).what, What::Ranges(_)));
+}
+
+#[test]
 fn an_old_content_is_judged_as_memory_has_it() {
     for durable in [true, false] {
         let (mut a, mut b) = with(&noise(1, SIZE));

@@ -49,7 +49,6 @@ impl Default for Cuts {
 pub(super) struct Old<V: Vfs> {
     file: V::File,
     hash: Hash,
-    size: u64,
 }
 
 /// How far a content is that is put together.
@@ -57,7 +56,7 @@ pub(super) enum Delta<V: Vfs> {
     /// What arrived earlier is read first.
     Waiting(Old<V>),
     /// The old content is cut.
-    Cutting(Box<Cutting<V>>),
+    Cutting { old: V::File, cutting: Box<Cutting> },
     /// The manifest is on its way.
     Asking { old: V::File, own: Manifest, known: Vec<[u8; 8]>, answer: Vec<u8> },
     /// The pieces before `next` are there.
@@ -187,18 +186,15 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             && worth(size)
             && let Ok(Some(file)) = self.open_shown(&root, path, hash)
         {
-            return Ok(Some(Old { file, hash, size }));
+            return Ok(Some(Old { file, hash }));
         }
         let (start, end) = rows::vault_range(path);
         let versions: Vec<(Vec<u8>, VaultRow)> = self.index.others(&start, &end, usize::MAX)?;
         let newest = versions.into_iter().rev().find(|(_, row)| worth(row.size) && row.hash.is_some() && !row.open);
         let Some((key, row)) = newest else { return Ok(None) };
-        let (VaultRow { hash: Some(hash), size, .. }, Some((_, id))) = (&row, rows::key_vault(&key)) else {
-            return Ok(None);
-        };
-        let (hash, size) = (*hash, *size);
+        let (Some(hash), Some((_, id))) = (row.hash, rows::key_vault(&key)) else { return Ok(None) };
         let file = self.open_version(&root, id, &row);
-        Ok(file.map(|file| Old { file, hash, size }))
+        Ok(file.map(|file| Old { file, hash }))
     }
 
     /// Whether there is room for the manifests of one more such content.
@@ -227,9 +223,12 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
             self.ask_manifest(path, old.file, own);
             return Ok(());
         }
+        let Ok(cutting) = Cutting::new(&*self.vfs, &old.file, old.hash, Cutter::new(sizes)) else {
+            return self.fetch_whole(path);
+        };
         if let Some(building) = self.building(path) {
-            let cutting = Cutting::new(old.file, (old.hash, old.size), Cutter::new(sizes));
-            (building.delta, building.local) = (Some(Delta::Cutting(Box::new(cutting))), Some(Local::Joined));
+            let delta = Delta::Cutting { old: old.file, cutting: Box::new(cutting) };
+            (building.delta, building.local) = (Some(delta), Some(Local::Joined));
         }
         self.join_on(path)
     }
@@ -251,13 +250,13 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         let Some(Work { progress: Progress::Building(building), .. }) = self.apply.window.get_mut(path) else {
             return Ok(());
         };
-        if let Some(Delta::Cutting(cutting)) = &mut building.delta {
-            let stepped = cutting.step(&*self.vfs, &mut left);
+        if let Some(Delta::Cutting { old, cutting }) = &mut building.delta {
+            let stepped = cutting.step(&*self.vfs, old, &mut left);
             self.apply.copy_left = left;
             return match (stepped, building.delta.take()) {
-                (Ok(true), Some(Delta::Cutting(cutting))) => {
+                (Ok(true), Some(Delta::Cutting { old, cutting })) => {
                     let hash = cutting.hash;
-                    let (old, own) = cutting.finish();
+                    let own = cutting.finish();
                     self.keep_manifest(hash, &own);
                     self.ask_manifest(path, old, own);
                     Ok(())

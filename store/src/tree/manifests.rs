@@ -1,6 +1,6 @@
 //! Manifests of large contents: cut once when somebody needs them, and kept in the index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -17,23 +17,35 @@ use crate::vfs::Vfs;
 
 /// Chunks of stored manifests together; the oldest manifests give way.
 const STORED_CHUNKS_MAX: u64 = 1 << 20;
-/// Contents that are cut at once; further questions wait.
-const CUTTINGS_MAX: usize = 4;
-/// Bytes that one call of the applier cuts: the owner has others to serve.
+/// Contents that are to be cut; further questions wait.
+const WANTED_MAX: usize = 16;
+/// Bytes that one call of the applier cuts for peers that wait: the owner has others to serve.
 pub(super) const CUT_STEP_BYTES: u64 = 32 * 1024 * 1024;
+/// The same where nobody has asked yet.
+const CUT_AHEAD_BYTES: u64 = 8 * 1024 * 1024;
+/// Paths that changed again before they were cut, the last of which are remembered.
+const RESTLESS_MAX: usize = 64;
 /// A piece that is read in one go.
 pub(super) const READ_BYTES: usize = 1024 * 1024;
 
-/// A content that is being cut.
-pub(super) struct Cutting<V: Vfs> {
-    pub(super) file: V::File,
+/// A content that is being cut. Its file is the caller's.
+pub(super) struct Cutting {
     pub(super) hash: Hash,
     size: u64,
     read: u64,
-    /// The file's when the first byte was read.
-    mtime: Option<Time>,
+    /// The file's before the first byte was read.
+    mtime: Time,
     buffer: Vec<u8>,
     cutter: Cutter,
+}
+
+/// A content that is to be cut. No file is open between two steps: a root can be unmounted while its tree is paused.
+struct Wanted {
+    path: TreePath,
+    hash: Hash,
+    /// Whether a peer waits for it.
+    asked: bool,
+    cutting: Option<Cutting>,
 }
 
 /// What was answered to whoever asked for a content's manifest and knew these parts.
@@ -44,55 +56,99 @@ struct Answer {
 }
 
 /// What is known of manifests.
-pub(super) struct Manifests<V: Vfs> {
+#[derive(Default)]
+pub(super) struct Manifests {
     /// Those in the index by their ids, the oldest first, with how many chunks they have.
     stored: BTreeMap<u64, (Hash, u64)>,
     ids: BTreeMap<Hash, u64>,
-    cuttings: Vec<Cutting<V>>,
+    wanted: Vec<Wanted>,
+    /// They change too often for a cut that nobody asked for.
+    restless: VecDeque<TreePath>,
     /// The answer that was read last: a peer reads it in pieces.
     answer: Option<Answer>,
 }
 
-impl<V: Vfs> Default for Manifests<V> {
-    fn default() -> Self {
-        Self { stored: BTreeMap::new(), ids: BTreeMap::new(), cuttings: Vec::new(), answer: None }
-    }
-}
-
-impl<V: Vfs> Manifests<V> {
+impl Manifests {
     pub(super) const fn is_cutting(&self) -> bool {
-        !self.cuttings.is_empty()
+        !self.wanted.is_empty()
+    }
+
+    /// A peer asks for a content that is not cut.
+    fn ask(&mut self, path: &TreePath, hash: Hash) {
+        if let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.hash == hash) {
+            wanted.asked = true;
+            return;
+        }
+        if self.wanted.len() >= WANTED_MAX
+            && let Some(ahead) = self.wanted.iter().position(|wanted| !wanted.asked)
+        {
+            self.wanted.remove(ahead);
+        }
+        self.push(path, hash, true);
+    }
+
+    /// Nobody asks for it yet.
+    fn foresee(&mut self, path: &TreePath, hash: Hash) {
+        if let Some(last) = self.wanted.iter().position(|wanted| wanted.path == *path && !wanted.asked) {
+            self.wanted.remove(last);
+            self.settle(path, false);
+        }
+        if !self.restless.contains(path) && !self.wanted.iter().any(|wanted| wanted.hash == hash) {
+            self.push(path, hash, false);
+        }
+    }
+
+    fn push(&mut self, path: &TreePath, hash: Hash, asked: bool) {
+        if self.wanted.len() < WANTED_MAX {
+            self.wanted.push(Wanted { path: path.clone(), hash, asked, cutting: None });
+        }
+    }
+
+    /// Remembers whether a path stayed as it was until it was cut.
+    fn settle(&mut self, path: &TreePath, stayed: bool) {
+        self.restless.retain(|restless| restless != path);
+        if !stayed {
+            self.restless.push_back(path.clone());
+        }
+        if self.restless.len() > RESTLESS_MAX {
+            self.restless.pop_front();
+        }
+    }
+
+    /// What is cut next: first what a peer waits for.
+    fn next(&self) -> Option<usize> {
+        self.wanted.iter().position(|wanted| wanted.asked).or((!self.wanted.is_empty()).then_some(0))
     }
 }
 
-impl<V: Vfs> Cutting<V> {
-    pub(super) const fn new(file: V::File, (hash, size): (Hash, u64), cutter: Cutter) -> Self {
-        Self { file, hash, size, read: 0, mtime: None, buffer: Vec::new(), cutter }
+impl Cutting {
+    /// Begins at a file that was found to have the content.
+    pub(super) fn new<V: Vfs>(vfs: &V, file: &V::File, hash: Hash, cutter: Cutter) -> io::Result<Self> {
+        let meta = vfs.stat_file(file)?;
+        Ok(Self { hash, size: meta.size, read: 0, mtime: meta.mtime, buffer: Vec::new(), cutter })
     }
 
-    /// Goes on within a budget. The manifest at the end; an error where the content is another by now.
-    pub(super) fn step(&mut self, vfs: &V, left: &mut u64) -> io::Result<bool> {
+    /// Goes on within a budget; whether it is done. An error where the content is another by now.
+    pub(super) fn step<V: Vfs>(&mut self, vfs: &V, file: &V::File, left: &mut u64) -> io::Result<bool> {
         self.buffer.resize(READ_BYTES, 0);
-        let began = *self.mtime.get_or_insert(vfs.stat_file(&self.file)?.mtime);
-        while *left > 0 {
-            match vfs.read_at(&self.file, self.read, &mut self.buffer)? {
-                0 if self.read == self.size && vfs.stat_file(&self.file)?.mtime == began => return Ok(true),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => {
-                    self.cutter.feed(&self.buffer[..n]);
-                    self.read += n as u64;
-                    *left = left.saturating_sub(n as u64);
-                }
+        while *left > 0 && self.read < self.size {
+            let n = vfs.read_at(file, self.read, &mut self.buffer)?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if self.read > self.size {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
+            self.cutter.feed(&self.buffer[..n]);
+            self.read += n as u64;
+            *left = left.saturating_sub(n as u64);
         }
-        Ok(false)
+        let meta = vfs.stat_file(file)?;
+        if (meta.size, meta.mtime) != (self.size, self.mtime) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it changed while it was cut"));
+        }
+        Ok(self.read == self.size)
     }
 
-    pub(super) fn finish(self) -> (V::File, Manifest) {
-        (self.file, self.cutter.finish())
+    pub(super) fn finish(self) -> Manifest {
+        self.cutter.finish()
     }
 }
 
@@ -196,30 +252,22 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
         if size > CUT_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "it is too large to be cut"));
         }
-        self.begin_cut(file, (hash, size));
+        self.manifests.ask(path, hash);
         Ok(None)
-    }
-
-    fn begin_cut(&mut self, file: V::File, (hash, size): (Hash, u64)) {
-        let cuttings = &mut self.manifests.cuttings;
-        if cuttings.len() < CUTTINGS_MAX && !cuttings.iter().any(|cutting| cutting.hash == hash) {
-            cuttings.push(Cutting::new(file, (hash, size), Cutter::new(self.options.cuts.sizes)));
-        }
     }
 
     /// Begins to cut what took the place of a content that peers heard of (`seq`): they cut theirs first, and ask for this one's
     /// chunks then.
     pub(super) fn cut_for_peers(&mut self, path: &TreePath, seq: u64, before: Option<&State>, after: Option<&State>) {
         let large = |state: Option<&State>| match content_of(&state?.value) {
-            (Some(size), Some(hash)) if self.is_worth_cutting(size) => Some((hash, size)),
+            (Some(size), hash) if self.is_worth_cutting(size) => hash,
             _ => None,
         };
-        if let (Some(_), Some((hash, size))) = (large(before), large(after))
+        if let (Some(_), Some(hash)) = (large(before), large(after))
             && (1..=self.heard).contains(&seq)
             && !self.manifests.ids.contains_key(&hash)
-            && let Ok(file) = self.open_content(path, hash)
         {
-            self.begin_cut(file, (hash, size));
+            self.manifests.foresee(path, hash);
         }
     }
 
@@ -232,20 +280,37 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
     pub(super) fn cut_on(&mut self) {
         let mut left = CUT_STEP_BYTES;
         while left > 0
-            && let Some(cutting) = self.manifests.cuttings.first_mut()
+            && let Some(next) = self.manifests.next()
         {
-            let stepped = cutting.step(&*self.vfs, &mut left);
+            let mut wanted = self.manifests.wanted.remove(next);
+            if !wanted.asked {
+                left = left.min(CUT_AHEAD_BYTES);
+            }
+            let stepped = self.cut_some(&mut wanted, &mut left);
             if matches!(stepped, Ok(false)) {
+                self.manifests.wanted.insert(next, wanted);
                 return;
             }
-            let cutting = self.manifests.cuttings.remove(0);
-            if stepped.is_ok() {
-                let hash = cutting.hash;
-                let (_, manifest) = cutting.finish();
-                self.keep_manifest(hash, &manifest);
+            self.manifests.settle(&wanted.path, stepped.is_ok());
+            if stepped.is_ok()
+                && let Some(cutting) = wanted.cutting
+            {
+                self.keep_manifest(wanted.hash, &cutting.finish());
             }
             // Whoever waits for it asks again.
             self.arrivals += 1;
         }
+    }
+
+    fn cut_some(&self, wanted: &mut Wanted, left: &mut u64) -> io::Result<bool> {
+        let file = self.open_content(&wanted.path, wanted.hash)?;
+        let cutting = match &mut wanted.cutting {
+            Some(cutting) => cutting,
+            none => {
+                let cutter = Cutter::new(self.options.cuts.sizes);
+                none.insert(Cutting::new(&*self.vfs, &file, wanted.hash, cutter)?)
+            }
+        };
+        cutting.step(&*self.vfs, &file, left)
     }
 }
