@@ -429,13 +429,13 @@ impl<K: Kv> Index<K> {
         self.range(start, end, limit)?.into_iter().map(|(key, value)| Ok((key, rows::unseal(&value)?))).collect()
     }
 
-    /// Makes the pending batch durable when it is large; only between two operations. More rows than
-    /// that between two flushes were not measured to be safe or small (CRATES.md, section 4).
+    /// Makes the pending batch durable when it is large, also one that could wait; only between two operations. More rows
+    /// than that between two flushes were not measured to be safe or small (CRATES.md, section 4).
     ///
     /// # Errors
     /// The engine's.
     pub fn commit_if_large(&mut self) -> Result<()> {
-        if self.pending.rows.len() + self.entries.len() >= BATCH_ROWS_MAX { self.flush() } else { Ok(()) }
+        if self.pending.rows.len() + self.entries.len() >= BATCH_ROWS_MAX { self.flush_all() } else { Ok(()) }
     }
 
     /// What is put from now on holds once this sync is done: the next batch waits for it.

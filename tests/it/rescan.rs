@@ -170,3 +170,21 @@ fn what_was_read_in_a_directory_in_a_files_place_that_is_renamed_meanwhile_does_
         assert_eq!(a.seen(), b.seen());
     }
 }
+
+#[test]
+fn stamps_that_moved_do_not_gather_in_memory() {
+    let (mut a, mut b) = pair();
+    let names: Vec<String> = (0..2_500).map(|n| format!("f{n}")).collect();
+    for name in &names {
+        a.disk.user().write(name, "content").unwrap();
+    }
+    rest(&mut a, &mut b);
+    a.disk.advance(60_000_000_000);
+    for name in &names {
+        a.disk.user().chmod(name, 0o644).unwrap();
+    }
+    let before = a.kv.stats().rows;
+    tree(&mut a).scan().unwrap();
+    let written = a.kv.stats().rows - before;
+    assert!(written >= 2_000, "{written}");
+}

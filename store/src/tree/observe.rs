@@ -281,6 +281,7 @@ impl<V: Vfs, K: Kv> Tree<V, K> {
                 if row.shown.is_some() && (old.stamp != stamp || old.provisional != provisional) {
                     row.shown = Some(ShownRow { shown: old.shown, stamp, provisional });
                     self.index.put_row_later(path, &row);
+                    self.index.commit_if_large()?;
                 }
                 return Ok(Observed::Same);
             }
