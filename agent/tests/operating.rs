@@ -235,6 +235,58 @@ fn a_disk_goes_back(end: fn(&mut Node)) {
 }
 
 #[test]
+fn a_full_disk_under_the_state_stops_its_trees_until_there_is_room() {
+    let mut pair = Pair::new().start();
+    pair.a.write("x", "before");
+    pair.wait();
+    pair.a.stop();
+    let (trees, backup) = (pair.a.state().join("trees"), pair.a.dir.join("backup"));
+    copy(&trees, &backup);
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(&trees).output().unwrap();
+    if !mount.status.success() {
+        eprintln!("left out: a tmpfs cannot be mounted here: {}", String::from_utf8_lossy(&mount.stderr));
+        return;
+    }
+    let mounted = Mounted(trees.clone());
+    for entry in fs::read_dir(&backup).unwrap() {
+        let entry = entry.unwrap();
+        copy(&entry.path(), &trees.join(entry.file_name()));
+    }
+    pair.a.start();
+    pair.wait();
+    for round in 0..2 {
+        let filler = fs::File::create(trees.join("filler")).unwrap();
+        let disk = rustix::fs::statvfs(&trees).unwrap();
+        let free = disk.f_bfree * disk.f_frsize - (1 << 20);
+        rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, free).unwrap();
+        drop(filler);
+        for file in 0..6_000 {
+            pair.a.write(&format!("{round}/{}/{file}", file / 500), "content");
+        }
+        pair.b.write(&format!("from b {round}"), "meanwhile");
+        until("the tree says why it stands still", || {
+            let tree = pair.a.tree_status("t");
+            tree["state"] == "error" && tree["error"].as_str().unwrap().contains("once there is room")
+        });
+        fs::remove_file(trees.join("filler")).unwrap();
+        pair.wait();
+        same(&pair.a.root(), &pair.b.root());
+    }
+    let log = pair.a.log();
+    assert!(!log.contains("broken"), "{log}");
+    pair.a.stop();
+    drop(mounted);
+}
+
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
 fn a_store_that_went_back_pairs_and_deletes_nothing_newer() {
     let mut pair = Pair::new().start();
     for (path, content) in [("x", "old"), ("kept", "kept"), ("gone", "deleted after the backup")] {

@@ -7,26 +7,21 @@
 //! So they are synced here before the marker is written, and a `db` without marker is made anew.
 //! A row that cannot be read later leaves the marker `suspect`: the next opening calls the store broken.
 //! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
+//! A sled that failed to write is left behind as it is ([`engine`]); the logs have what it lacks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::iter::Peekable;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use self::engine::{Engine, Writer};
 use super::layers::{self, Layer};
 use super::log::Log;
 use super::{Batch, Kv, KvError, Row};
 
-/// Part of the stored format: changing it needs a new store version.
-const LEAF_FANOUT: usize = 64;
-const CACHE_BYTES: usize = 32 * 1024 * 1024;
-/// A file of the store that is emptier is made compact, a little with each flush: what is written anew for
-/// that is synced, too.
-const FILL_RATIO: f32 = 0.5;
 /// Bytes written since opening at which the store is re-opened.
 const GROWN_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// What a row costs beside its bytes: a rewritten leaf holds its neighbours too.
@@ -41,20 +36,10 @@ const LAYER_ROWS_MAX: usize = 4_096;
 /// Rows between two flushes of sled, at most: more were not measured to be safe.
 const FLUSHED_ROWS_MAX: usize = 768;
 
-/// Iterators that are kept, for each that is dropped flushes sled, which may look for what to make compact; and those that are
-/// kept while a thread puts rows in, for that would be a flush beside its own.
-const KEPT_MAX: usize = 64;
-const KEPT_MEANWHILE_MAX: usize = 1_024;
-
-type Db = sled::Db<LEAF_FANOUT>;
-/// Iterators that are not needed any more.
-type Kept = Mutex<Vec<sled::Iter<LEAF_FANOUT>>>;
-
 /// A sled store. One owner.
 pub struct SledKv {
     dir: PathBuf,
-    kept: Arc<Kept>,
-    db: Option<Db>,
+    engine: Option<Engine>,
     /// The first one takes the next batch.
     logs: [Log; 2],
     /// Rows of the batches in the first log.
@@ -98,7 +83,7 @@ impl SledKv {
             for log in LOGS {
                 remove(&dir.join(log)).map_err(io("remove the log of another store"))?;
             }
-            drop(open_db(&db_dir)?);
+            drop(Engine::open(&db_dir)?);
             sync_tree(&db_dir).map_err(io("make a new store durable"))?;
             sync_path(dir).map_err(io("make a new store durable"))?;
             fs::write(&ready, b"pleach store\n").map_err(io("mark a new store as ready"))?;
@@ -109,14 +94,13 @@ impl SledKv {
             return Err(KvError::Broken { path: db_dir.display().to_string(), reason });
         }
         put_log_behind_snapshot(&db_dir.join("metadata")).map_err(io("look at its snapshot"))?;
-        let db = open_db(&db_dir)?;
+        let engine = Engine::open(&db_dir)?;
         let open_log = |name| Log::open(&dir.join(name)).map_err(io("open its log"));
         let [(first, mut batches), (second, more)] = [open_log(LOGS[0])?, open_log(LOGS[1])?];
         batches.extend(more);
         let mut kv = Self {
             dir: dir.to_path_buf(),
-            kept: Arc::default(),
-            db: Some(db),
+            engine: Some(engine),
             logs: [first, second],
             fresh: Layer::new(),
             moving: None,
@@ -165,7 +149,7 @@ impl SledKv {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        let db = self.db()?.clone();
+        let writer = self.engine()?.writer();
         // Of a batch that no log has, a crash would leave the part that sled has by then.
         self.write_log()?;
         let rows = Arc::new(std::mem::take(&mut self.fresh));
@@ -173,8 +157,8 @@ impl SledKv {
         self.written_bytes += lengths.sum::<usize>() as u64 + rows.len() as u64 * ROW_OVERHEAD_BYTES;
         self.logs.swap(0, 1);
         self.logs[0].clear();
-        let (moved, number, kept) = (Arc::clone(&rows), self.number, Arc::clone(&self.kept));
-        match thread::Builder::new().name("store".into()).spawn(move || put_in(&db, &moved, number, &kept)) {
+        let (moved, number) = (Arc::clone(&rows), self.number);
+        match thread::Builder::new().name("store".into()).spawn(move || put_in(&writer, &moved, number)) {
             Ok(thread) => self.moving = Some(Moving { rows, thread }),
             Err(error) => return Err(self.poison("start a thread", error)),
         }
@@ -202,29 +186,18 @@ impl SledKv {
             // What it says is of no use any more: the log has the rows.
             drop(moving.thread.join());
         }
-        drop_kept(&self.kept);
-        self.db = None;
+        self.engine = None;
     }
 
-    /// Takes an iterator that is not needed any more.
-    fn keep(&self, iterator: sled::Iter<LEAF_FANOUT>) {
-        let most = if self.is_moving() { KEPT_MEANWHILE_MAX } else { KEPT_MAX };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push(iterator);
-        let many = kept.len() > most;
-        drop(kept);
-        if many {
-            drop_kept(&self.kept);
-        }
+    fn engine(&self) -> Result<&Engine, KvError> {
+        self.engine.as_ref().ok_or(KvError::Poisoned)
     }
 
-    fn db(&self) -> Result<&Db, KvError> {
-        self.db.as_ref().ok_or(KvError::Poisoned)
-    }
-
-    /// A read failed: what the store holds cannot be trusted any more.
+    /// A read failed: what the store holds cannot be trusted any more, unless it is for a write that failed.
     fn suspect(&self, what: &'static str, source: io::Error) -> KvError {
-        if let Err(error) = fs::write(self.dir.join("suspect"), source.to_string()) {
+        if !self.engine.as_ref().is_some_and(|engine| engine.failed_to_write(&source))
+            && let Err(error) = fs::write(self.dir.join("suspect"), source.to_string())
+        {
             tracing::error!(%error, "the store is suspect, and that cannot be noted");
         }
         KvError::Io { what, source }
@@ -272,15 +245,19 @@ const LOCK_WAIT: Duration = Duration::from_millis(200);
 
 fn lock(dir: &Path) -> io::Result<File> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+    take_lock(&file)?;
+    Ok(file)
+}
+
+fn take_lock(file: &File) -> io::Result<()> {
     let began = Instant::now();
     loop {
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+        match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             // A child of this process that has not come to its exec yet still holds what we let go.
             Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
                 thread::sleep(Duration::from_millis(5));
             }
-            Err(error) => return Err(error.into()),
+            taken => return Ok(taken?),
         }
     }
 }
@@ -325,35 +302,20 @@ fn put_log_behind_snapshot(metadata: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn open_db(dir: &Path) -> Result<Db, KvError> {
-    let broken = |reason: String| KvError::Broken { path: dir.display().to_string(), reason };
-    let mut config =
-        sled::Config::new().path(dir).cache_capacity_bytes(CACHE_BYTES).flush_every_ms(None).zstd_compression_level(1);
-    config.target_heap_file_fill_ratio = FILL_RATIO;
-    // An alpha may panic over a damaged file; that is a broken store, not a broken agent.
-    match catch_unwind(AssertUnwindSafe(|| config.open::<LEAF_FANOUT>())) {
-        Ok(Ok(db)) => Ok(db),
-        Ok(Err(error)) => Err(broken(error.to_string())),
-        Err(_) => Err(broken("its engine panicked".into())),
-    }
-}
-
 /// Puts rows into sled.
-fn put_in(db: &Db, rows: &Layer, number: u64, kept: &Kept) -> io::Result<()> {
+fn put_in(writer: &Writer, rows: &Layer, number: u64) -> io::Result<()> {
     let mut left = rows.iter().peekable();
     while left.peek().is_some() {
-        put_some(db, &mut left, number)?;
-        drop_kept(kept);
+        writer.write(next_batch(&mut left, number))?;
     }
     Ok(())
 }
 
-/// Puts the next rows into sled, with the last ones the number that says that it has all.
-fn put_some<'r>(
-    db: &Db,
+/// The next rows for sled, with the last ones the number that says that it has all.
+fn next_batch<'r>(
     left: &mut Peekable<impl Iterator<Item = (&'r Vec<u8>, &'r Option<Vec<u8>>)>>,
     number: u64,
-) -> io::Result<()> {
+) -> sled::Batch {
     let mut batch = sled::Batch::default();
     for (key, value) in left.by_ref().take(FLUSHED_ROWS_MAX) {
         match value {
@@ -364,19 +326,13 @@ fn put_some<'r>(
     if left.peek().is_none() {
         batch.insert(NUMBER_KEY, number.to_be_bytes());
     }
-    db.apply_batch(batch)?;
-    db.flush().map(drop)
-}
-
-fn drop_kept(kept: &Kept) {
-    let done = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
-    drop(done);
+    batch
 }
 
 impl Drop for SledKv {
     /// Has sled take what only the logs have, or the next opening would wait for that.
     fn drop(&mut self) {
-        if self.db.is_some()
+        if self.engine.is_some()
             && let Err(error) = self.move_fresh().and_then(|()| self.settle())
         {
             tracing::warn!(%error, "the store is closed before it has its last rows; the next opening takes them from its log");
@@ -389,10 +345,10 @@ impl Kv for SledKv {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         let moving = self.moving.as_ref().and_then(|moving| moving.rows.get(key));
         if let Some(row) = self.fresh.get(key).or(moving) {
-            self.db()?;
+            self.engine()?;
             return Ok(row.clone());
         }
-        let found = self.db()?.get(key).map_err(|source| self.suspect("read a row", source))?;
+        let found = self.engine()?.db().get(key).map_err(|source| self.suspect("read a row", source))?;
         Ok(found.map(|value| value.to_vec()))
     }
 
@@ -400,25 +356,23 @@ impl Kv for SledKv {
         // sled's iterator does not stop at an upper bound: behind the last row within it, it reads
         // every leaf to the end of the store (alpha.124, `Iter::next`). So the bound is ours.
         let (end, none) = (end.unwrap_or(NUMBER_KEY), Layer::new());
-        let mut iterator = self.db()?.range(start.to_vec()..);
-        let stored = iterator.by_ref().map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
+        let stored = self.engine()?.db().range(start.to_vec()..);
+        let stored = stored.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())));
         let within = stored.take_while(|row| row.as_ref().map_or(true, |(key, _)| &key[..] < end));
         let layers = [&self.fresh, self.moving.as_ref().map_or(&none, |moving| &moving.rows)];
-        let rows = layers::overlaid(layers::newest(layers, (start, end)), within, limit, Ok);
-        let rows = rows.map_err(|source| self.suspect("read rows", source))?;
-        self.keep(iterator);
-        Ok(rows)
+        layers::overlaid(layers::newest(layers, (start, end)), within, limit, Ok)
+            .map_err(|source| self.suspect("read rows", source))
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), KvError> {
-        self.db()?;
+        self.engine()?;
         self.logs[0].push(self.number + 1, &batch);
         self.take(batch);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), KvError> {
-        self.db()?;
+        self.engine()?;
         self.write_log()?;
         if !self.is_moving() {
             self.settle()?;
@@ -432,11 +386,12 @@ impl Kv for SledKv {
         }
         self.settle()?;
         self.close();
-        self.db = Some(open_db(&self.dir.join("db"))?);
+        self.engine = Some(Engine::open(&self.dir.join("db"))?);
         self.written_bytes = 0;
         Ok(true)
     }
 }
 
+mod engine;
 #[cfg(test)]
 mod tests;

@@ -1,3 +1,5 @@
+use std::process::Command;
+
 use super::*;
 
 fn put(kv: &mut SledKv, key: &str, value: &[u8]) {
@@ -228,7 +230,8 @@ fn rows_of_which_sled_has_a_part_come_from_the_log() {
     move_all(&mut kv);
     fill(&mut kv, 2 * FLUSHED_ROWS_MAX);
     let expected = values(&kv);
-    put_some(kv.db().unwrap(), &mut kv.fresh.iter().peekable(), kv.number).unwrap();
+    let part = next_batch(&mut kv.fresh.iter().peekable(), kv.number);
+    kv.engine().unwrap().writer().write(part).unwrap();
     crash(kv);
     assert_eq!(values(&SledKv::open(dir.path()).unwrap()), expected);
 }
@@ -332,4 +335,104 @@ fn rows_read_the_same_while_they_are_put_into_sled() {
     let kv = SledKv::open(dir.path()).unwrap();
     let stored: Vec<Row> = expected.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     assert_eq!(kv.range(b"", None, usize::MAX).unwrap(), stored);
+}
+
+/// A disk of so many MiB.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// None where none can be mounted.
+    fn mount(size: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={size}m");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output().unwrap();
+        if !mount.status.success() {
+            eprintln!("left out: a tmpfs cannot be mounted here: {}", String::from_utf8_lossy(&mount.stderr));
+            return None;
+        }
+        Some(Self(dir))
+    }
+
+    fn store(&self) -> PathBuf {
+        self.0.path().join("store")
+    }
+
+    fn free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.0.path()).unwrap();
+        disk.f_bfree * disk.f_frsize
+    }
+
+    /// Leaves so many bytes free.
+    fn fill(&self, left: u64) {
+        let file = File::create(self.0.path().join("filler")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.free() - left).unwrap();
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(done.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn a_full_disk_stops_a_store_until_there_is_room_and_it_has_all() {
+    let Some(disk) = Disk::mount(64) else { return };
+    let mut kv = SledKv::open(&disk.store()).unwrap();
+    for round in 0..6 {
+        disk.fill(1 << 20);
+        fill(&mut kv, LAYER_ROWS_MAX / 2);
+        put(&mut kv, "round", &[round]);
+        kv.move_fresh().unwrap();
+        assert!(matches!(kv.settle(), Err(KvError::Io { .. })));
+        assert!(matches!(kv.get(b"round"), Err(KvError::Poisoned)));
+        drop(kv);
+        assert!(matches!(SledKv::open(&disk.store()), Err(KvError::Io { .. })));
+        disk.make_room();
+        kv = SledKv::open(&disk.store()).unwrap();
+        assert_eq!(kv.get(b"round").unwrap(), Some(vec![round]));
+        assert_eq!(values(&kv).len(), LAYER_ROWS_MAX / 2 + 1);
+    }
+}
+
+#[test]
+fn an_engine_that_failed_to_write_is_left_behind_and_its_files_open() {
+    let Some(disk) = Disk::mount(64) else { return };
+    let mut kv = SledKv::open(&disk.store()).unwrap();
+    fill(&mut kv, 10);
+    move_all(&mut kv);
+    disk.fill(17 << 20);
+    let mut batch = sled::Batch::default();
+    for row in 0..FLUSHED_ROWS_MAX {
+        let mut value = vec![0; 32 * 1024];
+        blake3::Hasher::new().update(&row.to_le_bytes()).finalize_xof().fill(&mut value);
+        batch.insert(row.to_be_bytes().to_vec(), value);
+    }
+    let writer = kv.engine().unwrap().writer();
+    assert_eq!(writer.write(batch).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    writer.write(sled::Batch::default()).unwrap_err();
+    assert!(matches!(kv.get(b"not in a log"), Err(KvError::Io { .. })));
+    drop((writer, kv));
+    disk.make_room();
+    let kv = SledKv::open(&disk.store()).unwrap();
+    assert_eq!(kv.get(b"000000").unwrap(), Some(b"changed".to_vec()));
+    assert_eq!(values(&kv).len(), 10);
+}
+
+#[test]
+fn what_the_system_refuses_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    put(&mut SledKv::open(dir.path()).unwrap(), "a", b"1");
+    let (slabs, aside) = (dir.path().join("db/slabs"), dir.path().join("aside"));
+    fs::rename(&slabs, &aside).unwrap();
+    std::os::unix::fs::symlink(&slabs, &slabs).unwrap();
+    assert!(matches!(SledKv::open(dir.path()), Err(KvError::Io { .. })));
+    fs::remove_file(&slabs).unwrap();
+    fs::rename(&aside, &slabs).unwrap();
+    assert_eq!(SledKv::open(dir.path()).unwrap().get(b"a").unwrap(), Some(b"1".to_vec()));
 }
