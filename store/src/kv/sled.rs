@@ -7,7 +7,7 @@
 //! So they are synced here before the marker is written, and a `db` without marker is made anew.
 //! A row that cannot be read later leaves the marker `suspect`: the next opening calls the store broken.
 //! Written leaves never leave sled's memory, so the store is re-opened when enough was written.
-//! A sled that failed to write is left behind as it is ([`engine`]); the logs have what it lacks.
+//! A sled that failed to write is left behind as it is (`engine.rs`); the logs have what it lacks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
